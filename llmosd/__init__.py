@@ -1,0 +1,3 @@
+"""LLMOS: an operating system for language models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,296 @@
+"""Plain data that crosses borders: what is asked, what is planned, what came of it.
+
+Times inside the daemon are integer nanoseconds of one monotonic clock (`Nanoseconds`), so that the parts of a
+request's latency sum to its total exactly. Wall-clock times are float Unix seconds and named `*_at`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+Nanoseconds = int
+RequestId = str
+SequenceId = int
+
+NICE_MIN, NICE_MAX = -20, 19
+
+
+class State(StrEnum):
+    """Where a request is in its life. `system/request.py` holds the table of legal transitions."""
+
+    QUEUED = "queued"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    PREEMPTED = "preempted"
+    SWAPPED = "swapped"
+    SUSPENDED = "suspended"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+ENDED = frozenset({State.FINISHED, State.CANCELLED, State.FAILED})
+
+
+class FinishReason(StrEnum):
+    """Why a sequence stopped, in OpenAI's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen and when a sequence ends. Ranges are checked by the API before it gets here.
+
+    `max_tokens` None means "as many as fit"; the kernel resolves it at submit and the plan carries the result.
+    `logprobs` None is off; k ≥ 0 gives the chosen token's log probability and those of the k likeliest.
+    `top_k` 0 and `min_p` 0.0 are off. Temperature 0 is greedy.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int = 0
+    logprobs: int | None = None
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSpec:
+    """What a caller submits. `arrived` is when the front end received it, before tokenisation."""
+
+    id: RequestId
+    model: str
+    prompt: Sequence[int]
+    sampling: Sampling
+    user: str = ""
+    nice: int = 0
+    arrived: Nanoseconds = 0
+    created_at: float = 0.0
+    label: str = ""  # short control-character-free text for a monitor; empty unless the user asked for it
+
+
+# ---------------------------------------------------------------- plan → execute → commit
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceStart:
+    """First mention of a sequence to the executor: all it needs to sample and detokenise.
+
+    `sampling.max_tokens` is resolved (never None). `choice` numbers the n alternatives of one request.
+    """
+
+    sequence: SequenceId
+    choice: int
+    prompt: Sequence[int]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class SequencePlan:
+    """One sequence's part of a step: feed `tokens` at positions past … past+len−1, sample after the last if asked.
+
+    `row` is the row of the kernel's page-table array that holds its pages; they cover past + len(tokens) positions.
+    """
+
+    sequence: SequenceId
+    row: int
+    tokens: Sequence[int]
+    past: int
+    sample: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PageCopy:
+    """Copy-on-write: all layers' K and V of page `source` go to page `target` before the step runs."""
+
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything the executor does in one step, in order: forget `ended`, meet `started`, copy pages, run.
+
+    Executing the same plan twice gives the same result (a failed step is retried once).
+    """
+
+    step: int
+    sequences: tuple[SequencePlan, ...]
+    copies: tuple[PageCopy, ...] = ()
+    started: tuple[SequenceStart, ...] = ()
+    ended: tuple[SequenceId, ...] = ()
+
+    @property
+    def query_tokens(self) -> int:
+        return sum(len(s.tokens) for s in self.sequences)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log probability of one token and of the likeliest at its place, from the raw model distribution."""
+
+    token: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceResult:
+    """What one sequence got from a step. `text` is safe to send: whole UTF-8, no part of a stop string."""
+
+    sequence: SequenceId
+    tokens: tuple[int, ...] = ()
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish: FinishReason | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Results by sequence, in the plan's order, and where the step's time went (nanoseconds of wall time)."""
+
+    step: int
+    sequences: tuple[SequenceResult, ...]
+    run_ns: Nanoseconds = 0  # inside ONNX Runtime
+    execute_ns: Nanoseconds = 0  # whole of Executor.execute
+
+
+# ---------------------------------------------------------------- events
+
+
+@dataclass(frozen=True, slots=True)
+class TimeSplit:
+    """Where a request's time went, in nanoseconds; the parts sum to `total` exactly.
+
+    `other` is everything outside the kernel's states: tokenisation before submit, suspension, swap.
+    """
+
+    queued: Nanoseconds = 0
+    prefill: Nanoseconds = 0
+    decode: Nanoseconds = 0
+    preempted: Nanoseconds = 0
+    other: Nanoseconds = 0
+
+    @property
+    def total(self) -> Nanoseconds:
+        return self.queued + self.prefill + self.decode + self.preempted + self.other
+
+
+@dataclass(frozen=True, slots=True)
+class RequestView:
+    """One row of the process table: a consistent copy of a request at one moment."""
+
+    id: RequestId
+    user: str
+    model: str
+    state: State
+    nice: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int  # prompt tokens already in pages (progress of prefill)
+    max_tokens: int  # resolved, per choice
+    n: int
+    pages: int
+    position: int | None  # place in the queue from 1, None when running or ended
+    preemptions: int
+    created_at: float
+    arrived: Nanoseconds
+    first_token: Nanoseconds | None
+    times: TimeSplit
+    finish: str | None = None  # finish reason(s) when ended: "stop", "length", joined by "," for n > 1
+    error: str | None = None
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A request entered the table; it is stored before the client is answered."""
+
+    request: RequestView
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    """A request moved along the state table (including into an ended state)."""
+
+    id: RequestId
+    old: State
+    new: State
+    now: Nanoseconds
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """New text or tokens of one choice, or its end. Exactly one Output per choice carries `finish`."""
+
+    id: RequestId
+    choice: int
+    tokens: tuple[int, ...]
+    text: str
+    now: Nanoseconds
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A request left the table: finished, cancelled or failed. `request` is its final view."""
+
+    request: RequestView
+    now: Nanoseconds
+
+
+Event = Accepted | StateChanged | Output | Ended
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """One step as the engine saw it: for estimators, metrics and the bench (nanoseconds)."""
+
+    step: int
+    now: Nanoseconds  # when it was committed
+    sequences: int
+    prefill_tokens: int
+    decode_tokens: int
+    context_tokens: int  # sum of past lengths
+    plan_ns: Nanoseconds
+    execute_ns: Nanoseconds
+    run_ns: Nanoseconds
+    commit_ns: Nanoseconds
+
+
+@dataclass(frozen=True, slots=True)
+class KernelStats:
+    """Gauges and counters of the kernel at one moment."""
+
+    slots: int
+    running: int
+    waiting: int
+    prefilling: int
+    pages_total: int
+    pages_used: int
+    pages_shared: int  # pages with more than one reference
+    page_tokens: int
+    accepted: int
+    finished: int
+    cancelled: int
+    failed: int
+    preemptions: int
+    prompt_tokens: int  # computed, recomputation included
+    generated_tokens: int
+    policy: str
+    requests: tuple[RequestView, ...] = field(default=())
