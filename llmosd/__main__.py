@@ -1,0 +1,3 @@
+from llmosd.application.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,202 @@
+"""The daemon's configuration: one table, four sources.
+
+Every field of `Config` with an `_option` is a row of the one table that drives the command line's flags, the
+environment's `LLMOS_<NAME>`, the keys of `$LLMOS_HOME/config.toml` and the README. Precedence: flags > environment >
+file > default. `Config.sources` says where each value came from.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_data_dir
+
+from llmosd.errors import ConfigError
+
+PREFIX = "LLMOS_"
+FILE = "config.toml"
+PORT, COUNT, POSITIVE = range(65536), range(2**31), range(1, 2**31)
+
+
+def _option(default: Any, help: str, *, range_: range | None = None, choices: tuple[str, ...] = ()) -> Any:
+    """A field that users may set; a callable default is computed when needed."""
+    table = {"help": help, "range": range_, "choices": choices, "default": default}
+    return (
+        field(default_factory=default, metadata=table) if callable(default) else field(default=default, metadata=table)
+    )
+
+
+def default_home() -> Path:
+    return Path(user_data_dir("llmos"))
+
+
+def default_node() -> str:
+    """This host's name, with what MQTT topics and log lines cannot carry replaced."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname()) or "localhost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What a daemon was told. Derived values (thread count, pool size) are computed where they are used."""
+
+    home: Path = _option(default_home, "directory of models, database, log and config.toml")
+    host: str = _option("127.0.0.1", "address the HTTP API listens on")
+    port: int = _option(11500, "port of the HTTP API; 0 takes any free one", range_=PORT)
+    mqtt: str | None = _option(None, "URL of a broker to use; without it the daemon starts its own on loopback")
+    mqtt_port: int = _option(1883, "port of the broker the daemon starts; 0 takes any free one", range_=PORT)
+    node: str = _option(default_node, "name of this machine in topics: llmos/<node>/…")
+    model: str = _option("smollm2-135m-instruct", "model to serve")
+    backend: str = _option("auto", "native operators or pure ONNX gather", choices=("auto", "native", "gather"))
+    strict: bool = _option(False, "float32 everywhere; the same tokens whatever the batch, chunk or preemption")
+    threads: int = _option(0, "threads of the engine; 0 is the number of physical cores", range_=COUNT)
+    spin: bool = _option(False, "let engine threads spin between operators")
+    slots: int = _option(32, "sequences that run at once", range_=POSITIVE)
+    token_budget: int = _option(256, "tokens of one engine step, shared by prefill and decode", range_=POSITIVE)
+    pages: int = _option(0, "pages in the KV pool; 0 sizes it from free memory", range_=COUNT)
+    page_tokens: int = _option(64, "tokens a page holds", choices=("16", "32", "64", "128"))
+    context: int = _option(0, "tokens a sequence may have; 0 is what the model was trained for", range_=COUNT)
+    policy: str = _option("fcfs", "order of the queue", choices=("fcfs", "priority"))
+    queue_limit: int = _option(1024, "requests that may wait", range_=POSITIVE)
+    log_prompts: bool = _option(False, "store and log prompts and outputs")
+    log_level: str = _option("info", "least severe log line", choices=("debug", "info", "warning", "error"))
+    sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def database(self) -> Path:
+        return self.home / "llmos.db"
+
+    @property
+    def log_file(self) -> Path:
+        return self.home / "llmosd.log"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One row of the table: how a setting is named, parsed, checked and explained."""
+
+    name: str
+    type: type
+    help: str
+    default: Any
+    range: range | None
+    choices: tuple[str, ...]
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def env(self) -> str:
+        return PREFIX + self.name.upper()
+
+    @property
+    def computed(self) -> bool:
+        return callable(self.default)
+
+    def value(self, raw: Any, source: str) -> Any:
+        """The checked value of what a source holds; raises ConfigError naming the source and what is allowed."""
+        try:
+            value = _PARSERS[self.type](raw)
+        except (TypeError, ValueError):
+            raise self._error(raw, source, _NEEDED[self.type]) from None
+        if self.choices and str(value) not in self.choices:
+            raise self._error(raw, source, f"use one of {', '.join(self.choices)}")
+        if self.range is not None and value not in self.range:
+            raise self._error(raw, source, f"it must be between {self.range[0]} and {self.range[-1]}")
+        if self.name == "node" and re.search(r"[^A-Za-z0-9_.-]", value):
+            raise self._error(raw, source, "letters, digits, '.', '_' and '-' are allowed")
+        return value
+
+    def _error(self, raw: Any, source: str, remedy: str) -> ConfigError:
+        return ConfigError(f"{self.name} = {raw!r} from {source} cannot be used: {remedy}", param=self.name)
+
+
+def _boolean(raw: Any) -> bool:
+    if isinstance(raw, bool):
+        return raw
+    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if (value := words.get(str(raw).lower())) is None:
+        raise ValueError(raw)
+    return value
+
+
+def _integer(raw: Any) -> int:
+    if isinstance(raw, (bool, float)):
+        raise ValueError(raw)
+    return int(raw)
+
+
+def _string(raw: Any) -> str:
+    if not isinstance(raw, str) or not raw:
+        raise ValueError(raw)
+    return raw
+
+
+_PARSERS: dict[type, Callable[[Any], Any]] = {
+    bool: _boolean,
+    int: _integer,
+    str: _string,
+    Path: lambda raw: Path(_string(str(raw))).expanduser().absolute(),
+}
+_NEEDED = {
+    bool: "say true or false",
+    int: "a whole number is needed",
+    str: "some text is needed",
+    Path: "a path is needed",
+}
+_TYPES: dict[str, type] = {"Path": Path, "str": str, "str | None": str, "int": int, "bool": bool}
+
+OPTIONS: tuple[Option, ...] = tuple(
+    Option(f.name, _TYPES[str(f.type)], **f.metadata) for f in fields(Config) if f.metadata
+)
+
+
+def load(flags: Mapping[str, Any] | None = None, env: Mapping[str, str] | None = None) -> Config:
+    """Resolve every option. `flags` holds what the command line gave (None = not given); raises ConfigError."""
+    flags = {name: value for name, value in (flags or {}).items() if value is not None}
+    env = os.environ if env is None else env
+    home, *rest = OPTIONS
+    values, sources = {}, {}
+    values[home.name], sources[home.name] = _resolve(home, flags, env, {}, "")
+    path = values[home.name] / FILE
+    file = _read(path)
+    for option in rest:
+        values[option.name], sources[option.name] = _resolve(option, flags, env, file, str(path))
+    return Config(**values, sources=sources)
+
+
+def _resolve(
+    option: Option, flags: Mapping[str, Any], env: Mapping[str, str], file: Mapping[str, Any], path: str
+) -> tuple[Any, str]:
+    for source, values, key in (
+        (option.flag, flags, option.name),
+        (option.env, env, option.env),
+        (path, file, option.name),
+    ):
+        if key in values and values[key] != "":
+            return option.value(values[key], source), source
+    return (option.default() if option.computed else option.default), "default"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path} cannot be read: {exc}") from exc
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{path} is not TOML: {exc}") from exc
+    names = {option.name for option in OPTIONS} - {"home"}
+    if unknown := sorted(set(values) - names):
+        raise ConfigError(f"{path}: unknown key {unknown[0]!r}; `llmosd config` lists the keys", param=unknown[0])
+    return values

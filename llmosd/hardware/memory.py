@@ -1,0 +1,32 @@
+"""Memory this process may still take, and how much of it the KV pool should have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+CGROUP = Path("/sys/fs/cgroup")
+POOL_SHARE = 0.5  # of what is free: the other half stays for activations, logits and everybody else
+
+
+def available(cgroup: Path = CGROUP) -> int:
+    """Bytes that can be taken without swapping: the kernel's estimate, or less where a control group allows less."""
+    free = int(psutil.virtual_memory().available)
+    allowed = _cgroup_headroom(cgroup)
+    return free if allowed is None else min(free, allowed)
+
+
+def pool_pages(available: int, bytes_per_page: int, pages_wanted: int) -> int:
+    """Pages of a pool that takes at most half of the free memory and never more than can be used."""
+    return max(1, min(pages_wanted, int(available * POOL_SHARE) // bytes_per_page))
+
+
+def _cgroup_headroom(cgroup: Path) -> int | None:
+    """Limit minus use of this control group (version 2); None without a limit."""
+    try:
+        limit = (cgroup / "memory.max").read_text().strip()
+        used = (cgroup / "memory.current").read_text().strip()
+    except OSError:
+        return None
+    return None if limit == "max" else max(0, int(limit) - int(used))
