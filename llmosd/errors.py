@@ -52,6 +52,12 @@ class Unavailable(LlmosError):
     code = "unavailable"
 
 
+class Cancelled(LlmosError):
+    """The request was cancelled by somebody while its caller waited for it (HTTP 499)."""
+
+    code = "request_cancelled"
+
+
 class ConfigError(LlmosError):
     """A flag, environment variable or config file holds something unusable (exit 2)."""
 
