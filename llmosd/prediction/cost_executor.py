@@ -1,0 +1,83 @@
+"""An executor whose steps cost what a formula says, on a clock that only it moves: for simulation and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llmosd.types import (
+    FinishReason,
+    Nanoseconds,
+    Plan,
+    SequenceId,
+    SequencePlan,
+    SequenceResult,
+    SequenceStart,
+    StepResult,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """Step time = step + prefill·(tokens of prefill chunks) + decode·(decoding sequences) + context·(tokens read).
+
+    All in nanoseconds. A sequence that feeds one token counts as decoding; the context read is what it has in pages.
+    """
+
+    step: float
+    prefill: float
+    decode: float
+    context: float
+
+    def step_time(self, plan: Plan) -> Nanoseconds:
+        decodes = sum(len(part.tokens) == 1 for part in plan.sequences)
+        context = sum(part.past for part in plan.sequences)
+        prefill = self.prefill * (plan.query_tokens - decodes)
+        return round(self.step + prefill + self.decode * decodes + self.context * context)
+
+
+@dataclass(slots=True)
+class ManualClock:
+    """Time that passes only when told to."""
+
+    now: Nanoseconds = 0
+
+    def advance(self, by: Nanoseconds) -> None:
+        self.now += by
+
+
+class CostModelExecutor:
+    """Gives each sequence the number of tokens that `output_tokens` says, capped at its max_tokens; moves the clock.
+
+    The i-th token generated is i. What a sequence gets depends on its position only, so a plan can be repeated.
+    """
+
+    def __init__(self, cost: CostModel, output_tokens: Callable[[SequenceStart], int], clock: ManualClock) -> None:
+        self.clock = clock
+        self._cost = cost
+        self._output_tokens = output_tokens
+        self._known: dict[SequenceId, tuple[int, int, FinishReason]] = {}
+
+    def execute(self, plan: Plan) -> StepResult:
+        for sequence in plan.ended:
+            self._known.pop(sequence, None)
+        for start in plan.started:
+            self._known[start.sequence] = self._fate(start)
+        took = self._cost.step_time(plan)
+        self.clock.advance(took)
+        return StepResult(plan.step, tuple(self._result(part) for part in plan.sequences), took, took)
+
+    def _fate(self, start: SequenceStart) -> tuple[int, int, FinishReason]:
+        """Prompt length, tokens it will generate, and why it stops then."""
+        limit = start.sampling.max_tokens
+        wanted = max(1, self._output_tokens(start))
+        if limit is not None and wanted >= limit:
+            return len(start.prompt), limit, FinishReason.LENGTH
+        return len(start.prompt), wanted, FinishReason.STOP
+
+    def _result(self, part: SequencePlan) -> SequenceResult:
+        if not part.sample:
+            return SequenceResult(part.sequence)
+        prompt, outputs, finish = self._known[part.sequence]
+        token = part.past + len(part.tokens) - prompt
+        return SequenceResult(part.sequence, (token,), finish=finish if token + 1 == outputs else None)

@@ -1,0 +1,323 @@
+"""The kernel: request table, admission, plan → execute → commit, accounting. No I/O, no clock, no randomness.
+
+One thread calls it, and the plan in flight is committed before anything else is asked; every method is told the time.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+from llmosd.errors import ContextTooLong, InvalidRequest, NotFound, QueueFull
+from llmosd.system.limits import Limits
+from llmosd.system.pages import PagePool, PageTable
+from llmosd.system.policy import Policy
+from llmosd.system.request import Request, Sequence
+from llmosd.system.scheduler import Scheduler
+from llmosd.types import (
+    ENDED,
+    NICE_MAX,
+    NICE_MIN,
+    Accepted,
+    Ended,
+    Event,
+    KernelStats,
+    Nanoseconds,
+    Output,
+    Plan,
+    RequestId,
+    RequestSpec,
+    RequestView,
+    SequenceId,
+    SequencePlan,
+    SequenceResult,
+    State,
+    StateChanged,
+    StepResult,
+)
+
+__all__ = ["Kernel", "Limits"]
+
+
+class Kernel:
+    """Every accepted request ends finished unless cancelled or failed by an error of its own; never for memory."""
+
+    def __init__(self, limits: Limits, policy: Policy) -> None:
+        self.limits = limits
+        self.policy = policy
+        self._table = PageTable(PagePool(limits.pages), limits.slots, limits.columns, limits.page_tokens)
+        self._scheduler = Scheduler(limits, policy, self._table)
+        self._requests: dict[RequestId, Request] = {}  # live ones only
+        self._sequences: dict[SequenceId, Sequence] = {}  # of live requests
+        self._in_flight: Plan | None = None
+        self._events: list[Event] = []  # of planning, to go out with the commit
+        self._gone: list[SequenceId] = []  # ended, and the executor does not know yet
+        self._now: Nanoseconds = 0
+        self._steps = 0
+        self._next_sequence: SequenceId = 0
+        self._accepted = 0
+        self._ended = dict.fromkeys(ENDED, 0)
+        self._prompt_tokens = 0
+        self._generated_tokens = 0
+
+    # ---- page table, for the executor to wrap once
+
+    @property
+    def page_table(self) -> array[int]:
+        """Flat rows × columns page numbers, written only between a commit and the next execution."""
+        return self._table.entries
+
+    @property
+    def rows(self) -> int:
+        return self._table.rows
+
+    @property
+    def columns(self) -> int:
+        return self._table.columns
+
+    # ---- commands
+
+    def submit(self, spec: RequestSpec, now: Nanoseconds) -> list[Event]:
+        """Accept a request into the queue.
+
+        Raises InvalidRequest, ContextTooLong (it cannot fit the context or, alone, the pool) or QueueFull, whose
+        `retry_after_s` is nominal: whoever knows the rate of completion replaces it.
+        """
+        self._advance(now)
+        self._validate(spec)
+        max_tokens = self._resolve_max_tokens(spec)
+        if len(self.policy) >= self.limits.queue_limit:
+            raise QueueFull(f"{len(self.policy)} requests are waiting already; try again later", retry_after_s=1.0)
+        request = Request(spec, self._accepted, max_tokens, self._next_sequence, now)
+        self._accepted += 1
+        self._next_sequence += len(request.sequences)
+        self._requests[request.id] = request
+        self._sequences.update((sequence.id, sequence) for sequence in request.sequences)
+        self.policy.add(request)
+        return [Accepted(self._view(request))]
+
+    def cancel(self, id: RequestId, reason: str, now: Nanoseconds) -> list[Event]:
+        """End a request now; raises NotFound when it is unknown or has ended."""
+        return self._stop(id, State.CANCELLED, reason, now)
+
+    def fail(self, id: RequestId, message: str, now: Nanoseconds) -> list[Event]:
+        """End a request with an error of its own; raises NotFound when it is unknown or has ended."""
+        return self._stop(id, State.FAILED, message, now)
+
+    def renice(self, id: RequestId, nice: int, now: Nanoseconds) -> RequestView:
+        """Change its nice value, effective with the next plan; raises NotFound or InvalidRequest (out of range)."""
+        self._advance(now)
+        request = self._find(id)
+        _validate_nice(nice)
+        self._scheduler.renice(request, nice)
+        return self._view(request)
+
+    # ---- plan → execute → commit
+
+    def plan(self, now: Nanoseconds) -> Plan | None:
+        """The next step, None when no request is live. To be committed before anything else is asked."""
+        self._advance(now)
+        if not self._requests:
+            return None
+        draft = self._scheduler.build(now)
+        assert draft.sequences, "requests are live but none can run"
+        self._events += draft.moved
+        plan = Plan(
+            self._steps, tuple(draft.sequences), tuple(draft.copies), tuple(draft.started), ended=tuple(self._gone)
+        )
+        self._in_flight = plan
+        self._steps += 1
+        self._gone.clear()
+        return plan
+
+    def commit(self, plan: Plan, result: StepResult, now: Nanoseconds) -> list[Event]:
+        """Take in what came of the plan in flight; an `error` in it fails that request alone."""
+        if plan is not self._in_flight:
+            raise ValueError(f"step {plan.step} is not the step in flight")
+        asked, answered = [s.sequence for s in plan.sequences], [s.sequence for s in result.sequences]
+        if result.step != plan.step or asked != answered:
+            raise ValueError(f"the result is not that of step {plan.step} with sequences {asked}")
+        self._in_flight = None
+        self._advance(now)
+        events, self._events = self._events, []
+        for part, outcome in zip(plan.sequences, result.sequences, strict=True):
+            sequence = self._sequences.get(part.sequence)
+            if sequence is not None:  # else its request has just failed by an error of a sibling
+                self._take(sequence, part, outcome, events)
+        return events
+
+    # ---- inspection
+
+    @property
+    def idle(self) -> bool:
+        return not self._requests
+
+    def view(self, id: RequestId) -> RequestView:
+        """A live request as of the last step or command; raises NotFound."""
+        return self._view(self._find(id))
+
+    def views(self) -> list[RequestView]:
+        """All live requests in rank order, as of the last step or command."""
+        views, waiting = [], 0
+        for request in sorted(self._requests.values(), key=self.policy.rank):
+            waiting += request.waiting
+            views.append(request.view(self._now, waiting if request.waiting else None))
+        return views
+
+    def stats(self, requests: bool) -> KernelStats:
+        """Gauges and counters in O(running); with `requests` also all views."""
+        running, pool = self._scheduler.running, self._table.pool
+        return KernelStats(
+            slots=self.limits.slots,
+            running=len(running),
+            waiting=len(self.policy),
+            prefilling=sum(request.state is State.PREFILL for request in running),
+            pages_total=pool.total,
+            pages_used=pool.used,
+            pages_shared=pool.shared,
+            page_tokens=self.limits.page_tokens,
+            accepted=self._accepted,
+            finished=self._ended[State.FINISHED],
+            cancelled=self._ended[State.CANCELLED],
+            failed=self._ended[State.FAILED],
+            preemptions=self._scheduler.preemptions,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            policy=self.policy.name,
+            requests=tuple(self.views()) if requests else (),
+        )
+
+    def check(self) -> None:
+        """Raise AssertionError unless every invariant holds; between steps only."""
+        assert self._in_flight is None, "check() with a plan in flight"
+        self._scheduler.check()
+        waiting = sum(request.waiting for request in self._requests.values())
+        assert waiting == len(self.policy), "queue and states differ"
+        assert waiting + len(self._scheduler.running) == len(self._requests), "a live request neither waits nor runs"
+        assert self._accepted == len(self._requests) + sum(self._ended.values()), "requests were lost"
+        sequences = {sequence.id for request in self._requests.values() for sequence in request.sequences}
+        assert sequences == self._sequences.keys(), "sequences and requests differ"
+        for request in self._requests.values():
+            assert all(len(s.tokens) < request.max_tokens for s in request.live), f"{request.id} exceeds max_tokens"
+            assert request.times(self._now).total == self._now - request.spec.arrived, f"{request.id} lost time"
+
+    # ---- admission
+
+    def _validate(self, spec: RequestSpec) -> None:
+        n, max_tokens = spec.sampling.n, spec.sampling.max_tokens
+        if spec.id in self._requests:
+            raise InvalidRequest(f"request {spec.id} exists already", param="id")
+        if not spec.prompt:
+            raise InvalidRequest("the prompt is empty", param="prompt")
+        if not 1 <= n <= self.limits.slots:
+            raise InvalidRequest(f"n must be 1 to {self.limits.slots} (the slots there are), not {n}", param="n")
+        if max_tokens is not None and max_tokens < 1:
+            raise InvalidRequest(f"max_tokens must be at least 1, not {max_tokens}", param="max_tokens")
+        if spec.arrived > self._now:
+            raise InvalidRequest("the request arrives in the future", param="arrived")
+        _validate_nice(spec.nice)
+
+    def _resolve_max_tokens(self, spec: RequestSpec) -> int:
+        """What was asked for if it fits context and pool, all that fits if nothing was; else ContextTooLong."""
+        prompt, n = len(spec.prompt), spec.sampling.n
+        longest = self.limits.longest(prompt, n)
+        room = min(self.limits.context, longest) - prompt
+        asked = spec.sampling.max_tokens
+        if room >= (asked or 1):
+            return asked or room
+        wanted = f"the prompt has {prompt} tokens and {asked or 'at least 1'} are to be generated"
+        if self.limits.context <= longest:
+            raise ContextTooLong(f"{wanted}, but the context holds {self.limits.context} tokens", param="max_tokens")
+        raise ContextTooLong(
+            f"{wanted} for each of n={n}, but the page pool holds {self.limits.pages * self.limits.page_tokens} tokens",
+            param="max_tokens",
+        )
+
+    # ---- the life of a request
+
+    def _take(self, sequence: Sequence, part: SequencePlan, outcome: SequenceResult, events: list[Event]) -> None:
+        """One sequence's outcome: pages it filled, tokens it gained, or its error."""
+        request = sequence.request
+        if outcome.error is not None:
+            request.error = outcome.error
+            self._end(request, State.FAILED, outcome.error, events)
+            return
+        if part.sample and not outcome.tokens and outcome.finish is None:
+            raise ValueError(f"sequence {sequence.id} was to be sampled, and neither grew nor finished")
+        if not sequence.gained:
+            self._prompt_tokens += len(part.tokens)
+        sequence.past += len(part.tokens)
+        self._grow(sequence, outcome, events)
+        if request.state is State.PREFILL and all(s.gained for s in request.live):
+            self._scheduler.keep_promise(request)
+            self._move(request, State.DECODE, "", events)
+        if not request.live:
+            self._end(request, State.FINISHED, "", events)
+
+    def _grow(self, sequence: Sequence, outcome: SequenceResult, events: list[Event]) -> None:
+        request = sequence.request
+        sequence.tokens += outcome.tokens
+        sequence.gained += len(outcome.tokens)
+        self._generated_tokens += len(outcome.tokens)
+        if outcome.tokens and request.first_token is None:
+            request.first_token = self._now
+        if outcome.tokens or outcome.text or outcome.finish is not None:
+            events.append(
+                Output(
+                    request.id,
+                    sequence.choice,
+                    outcome.tokens,
+                    outcome.text,
+                    self._now,
+                    outcome.logprobs,
+                    outcome.finish,
+                )
+            )
+        if outcome.finish is not None:
+            sequence.finish = outcome.finish
+            self._gone.append(sequence.id)
+            self._scheduler.finish(sequence)
+
+    def _stop(self, id: RequestId, state: State, reason: str, now: Nanoseconds) -> list[Event]:
+        if self._in_flight is not None:
+            raise ValueError("a request cannot be stopped while its step may be running")
+        self._advance(now)
+        request, events = self._find(id), list[Event]()
+        request.error = reason if state is State.FAILED else None
+        self._end(request, state, reason, events)
+        return events
+
+    def _end(self, request: Request, state: State, reason: str, events: list[Event]) -> None:
+        """The one way out of the table: everything the request holds is free at once."""
+        self._scheduler.withdraw(request)
+        self._gone += [sequence.id for sequence in request.live if sequence.started]
+        self._move(request, state, reason, events)
+        self._ended[state] += 1
+        del self._requests[request.id]
+        for sequence in request.sequences:
+            del self._sequences[sequence.id]
+        events.append(Ended(request.view(self._now, None), self._now))
+
+    def _move(self, request: Request, state: State, reason: str, events: list[Event]) -> None:
+        old = request.enter(state, self._now)
+        events.append(StateChanged(request.id, old, state, self._now, reason))
+
+    # ---- small things
+
+    def _find(self, id: RequestId) -> Request:
+        try:
+            return self._requests[id]
+        except KeyError:
+            raise NotFound(f"no live request {id}", param="id") from None
+
+    def _view(self, request: Request) -> RequestView:
+        return request.view(self._now, self.policy.position(request) if request.waiting else None)
+
+    def _advance(self, now: Nanoseconds) -> None:
+        if now < self._now:
+            raise ValueError(f"time runs backwards: {now} after {self._now}")
+        self._now = now
+
+
+def _validate_nice(nice: int) -> None:
+    if not NICE_MIN <= nice <= NICE_MAX:
+        raise InvalidRequest(f"nice must be {NICE_MIN} to {NICE_MAX}, not {nice}", param="priority")

@@ -1,0 +1,54 @@
+"""The sizes a kernel works within, and the arithmetic of what one request can need of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from llmosd.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Fixed for the life of a kernel; raises ConfigError when they contradict each other.
+
+    `slots` sequences run at most; a step feeds at most `token_budget` tokens; `queue_limit` requests wait at most;
+    one sequence holds at most `context` tokens; the pool has `pages` pages of `page_tokens` tokens each.
+    """
+
+    slots: int
+    token_budget: int
+    queue_limit: int
+    context: int
+    page_tokens: int
+    pages: int
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            if getattr(self, item.name) < 1:
+                raise ConfigError(f"{item.name} must be at least 1, not {getattr(self, item.name)}", param=item.name)
+        if self.token_budget < self.slots:
+            raise ConfigError(
+                f"token_budget ({self.token_budget}) must be at least slots ({self.slots}): "
+                "every running sequence needs a token of each step",
+                param="token_budget",
+            )
+
+    @property
+    def columns(self) -> int:
+        """Pages of the longest sequence: the width of the page table."""
+        return self.pages_for(self.context)
+
+    def pages_for(self, tokens: int) -> int:
+        return -(-tokens // self.page_tokens)
+
+    def longest(self, prompt: int, n: int) -> int:
+        """Tokens that each of `n` sequences forked from one prompt can reach with the whole pool to themselves.
+
+        The full pages before the prompt's last token are held once, all later ones by each sequence.
+        """
+        shared = self.shared_pages(prompt)
+        return (shared + (self.pages - shared) // n) * self.page_tokens
+
+    def shared_pages(self, prompt: int) -> int:
+        """Full pages that sequences forked at the prompt's last token have in common for good."""
+        return (prompt - 1) // self.page_tokens

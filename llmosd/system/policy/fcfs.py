@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+from llmosd.system.policy.heap import Rank, RankedQueue
+from llmosd.system.request import Request
+
+
+class Fcfs(RankedQueue):
+    """First come, first served: by arrival, whatever the nice value."""
+
+    name = "fcfs"
+
+    def rank(self, request: Request) -> Rank:
+        return (request.number,)

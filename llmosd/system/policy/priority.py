@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+from llmosd.system.policy.heap import Rank, RankedQueue
+from llmosd.system.request import Request
+
+
+class Priority(RankedQueue):
+    """Lower nice values first, equals by arrival."""
+
+    name = "priority"
+
+    def rank(self, request: Request) -> Rank:
+        return (request.nice, request.number)

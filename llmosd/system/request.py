@@ -1,0 +1,166 @@
+"""A request: what a process is to an operating system. Its states, its sequences and where its time went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from llmosd.types import (
+    ENDED,
+    FinishReason,
+    Nanoseconds,
+    RequestSpec,
+    RequestView,
+    Sampling,
+    SequenceId,
+    SequenceStart,
+    State,
+    TimeSplit,
+)
+
+_S = State
+_ANYWHERE = frozenset({_S.SUSPENDED, _S.CANCELLED, _S.FAILED})
+TRANSITIONS: dict[State, frozenset[State]] = {
+    _S.QUEUED: _ANYWHERE | {_S.PREFILL},
+    _S.PREFILL: _ANYWHERE | {_S.DECODE, _S.PREEMPTED, _S.SWAPPED},
+    _S.DECODE: _ANYWHERE | {_S.FINISHED, _S.PREEMPTED, _S.SWAPPED},
+    _S.PREEMPTED: _ANYWHERE | {_S.PREFILL},
+    _S.SWAPPED: _ANYWHERE | {_S.PREFILL, _S.DECODE},
+    _S.SUSPENDED: (_ANYWHERE - {_S.SUSPENDED}) | {_S.QUEUED, _S.PREEMPTED, _S.SWAPPED, _S.PREFILL, _S.DECODE},
+    _S.FINISHED: frozenset(),
+    _S.CANCELLED: frozenset(),
+    _S.FAILED: frozenset(),
+}
+WAITING = frozenset({_S.QUEUED, _S.PREEMPTED})
+NO_ROW = -1
+
+
+class IllegalTransition(Exception):
+    """A defect of the kernel: a request was moved along an edge that the state table does not have."""
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One of the n continuations of a request. Row, sampler and slot belong to it.
+
+    Its history is the request's prompt followed by `tokens`; the first `past` tokens of it are in pages. `gained`
+    counts the tokens sampled since the request was last admitted.
+    """
+
+    id: SequenceId
+    request: Request
+    choice: int
+    tokens: list[int] = field(default_factory=list)
+    row: int = NO_ROW
+    past: int = 0
+    gained: int = 0
+    started: bool = False  # the executor knows it
+    finish: FinishReason | None = None
+
+    @property
+    def length(self) -> int:
+        return self.request.prompt_tokens + len(self.tokens)
+
+    def history(self, start: int, end: int) -> list[int]:
+        """Tokens start … end−1 of prompt and generated tokens, without touching the rest."""
+        prompt = self.request.prompt_tokens
+        return [*self.request.spec.prompt[start:end], *self.tokens[max(0, start - prompt) : max(0, end - prompt)]]
+
+    def start(self) -> SequenceStart:
+        return SequenceStart(self.id, self.choice, self.request.spec.prompt, self.request.sampling)
+
+
+class Request:
+    """A request from submit to its end; only the kernel and its scheduler change it.
+
+    n > 1: the first live sequence (the leader) feeds the prompt up to its last token, then the others fork from it
+    and each feeds the rest itself. The state is that of the least advanced live sequence: `decode` means that every
+    one has sampled a token since admission.
+    """
+
+    def __init__(self, spec: RequestSpec, number: int, max_tokens: int, first_id: SequenceId, now: Nanoseconds) -> None:
+        self.spec = spec
+        self.number = number  # arrival order
+        self.sampling: Sampling = replace(spec.sampling, max_tokens=max_tokens)
+        self.max_tokens = max_tokens
+        self.nice = spec.nice
+        self.prompt_tokens = len(spec.prompt)
+        self.sequences = [Sequence(first_id + choice, self, choice) for choice in range(spec.sampling.n)]
+        self.live = list(self.sequences)
+        self.forked = False
+        self.reserved = 0  # pages promised and not drawn yet; only while in prefill
+        self.pages = 0
+        self.preemptions = 0
+        self.first_token: Nanoseconds | None = None
+        self.error: str | None = None
+        self.state = State.QUEUED
+        self._since = now
+        self._spent = dict.fromkeys(State, 0)
+        self._before = now - spec.arrived
+
+    @property
+    def id(self) -> str:
+        return self.spec.id
+
+    @property
+    def waiting(self) -> bool:
+        return self.state in WAITING
+
+    def enter(self, state: State, now: Nanoseconds) -> State:
+        """Move to `state` and account the time spent in the old one, which is returned."""
+        old = self.state
+        if state not in TRANSITIONS[old]:
+            raise IllegalTransition(f"request {self.id}: {old} → {state}")
+        self._spent[old] += now - self._since
+        self._since, self.state = now, state
+        return old
+
+    def to_feed(self) -> list[Sequence]:
+        """Sequences whose turn it is: in prefill those that have not reached their next token yet."""
+        if self.state is State.DECODE:
+            return self.live
+        return [sequence for sequence in self.live if not sequence.gained] if self.forked else self.live[:1]
+
+    def feed_end(self, sequence: Sequence) -> int:
+        """How far `sequence` feeds its history: all of it, or up to the prompt's last token while it leads a fork."""
+        return sequence.length if self.forked else self.prompt_tokens - 1
+
+    def times(self, now: Nanoseconds) -> TimeSplit:
+        spent = dict(self._spent)
+        if self.state not in ENDED:
+            spent[self.state] += now - self._since
+        return TimeSplit(
+            queued=spent.pop(_S.QUEUED),
+            prefill=spent.pop(_S.PREFILL),
+            decode=spent.pop(_S.DECODE),
+            preempted=spent.pop(_S.PREEMPTED),
+            other=self._before + sum(spent.values()),
+        )
+
+    def view(self, now: Nanoseconds, position: int | None) -> RequestView:
+        return RequestView(
+            id=self.id,
+            user=self.spec.user,
+            model=self.spec.model,
+            state=self.state,
+            nice=self.nice,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=sum(len(sequence.tokens) for sequence in self.sequences),
+            cached_tokens=self._cached_tokens(),
+            max_tokens=self.max_tokens,
+            n=len(self.sequences),
+            pages=self.pages,
+            position=position,
+            preemptions=self.preemptions,
+            created_at=self.spec.created_at,
+            arrived=self.spec.arrived,
+            first_token=self.first_token,
+            times=self.times(now),
+            finish=",".join(s.finish for s in self.sequences if s.finish) or None,
+            error=self.error,
+            label=self.spec.label,
+        )
+
+    def _cached_tokens(self) -> int:
+        """Prompt tokens in pages: the leader's until the fork, then those of the least advanced sequence."""
+        followed = self.live if self.forked else self.live[:1]
+        return min((min(sequence.past, self.prompt_tokens) for sequence in followed), default=0)

@@ -1,0 +1,256 @@
+"""Who runs in the next step: admission, preemption, and one token budget for decodes and prefill chunks alike.
+
+Every request is in one of two phases while it runs. In *prefill* it holds a promise of all the pages it needs to reach
+its next token, made on admission and drawn chunk by chunk. In *decode* every live sequence of it has sampled a token
+since admission; pages are drawn as it grows and, when none is left, taken from the lowest-ranked request in decode
+below it (the victim), which frees all its pages, goes back to its place in the queue and computes them again later.
+
+No request is lost for want of pages, and the number of steps is bounded:
+
+1. A request in prefill never waits for a page, and the budget leaves it a token: decodes take one token for each slot
+   they hold, it holds a slot itself, and budget ≥ slots. So prefill always ends.
+2. If none is in prefill, the top-ranked running request advances: all others are its possible victims, and alone it
+   fits the pool, for `submit` refuses what would not. It is never a victim itself, ranking below nobody.
+3. If none runs, the head of the queue is admitted: alone it fits.
+4. A victim was in decode, so each preemption is paid for by a token gained since admission: there are at most
+   n·max_tokens of them for one request, and each costs a bounded recomputation.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from llmosd.system.limits import Limits
+from llmosd.system.pages import PageTable
+from llmosd.system.policy import Policy
+from llmosd.system.request import NO_ROW, Request, Sequence
+from llmosd.types import Nanoseconds, PageCopy, SequencePlan, SequenceStart, State, StateChanged
+
+
+@dataclass(slots=True)
+class Draft:
+    """A plan being built: what the step feeds so far and how many tokens of the budget are left."""
+
+    left: int
+    sequences: list[SequencePlan] = field(default_factory=list)
+    copies: list[PageCopy] = field(default_factory=list)
+    started: list[SequenceStart] = field(default_factory=list)
+    moved: list[StateChanged] = field(default_factory=list)
+
+
+class Scheduler:
+    """Owns the running set; shares the queue (inside the policy) and the page table with the kernel."""
+
+    def __init__(self, limits: Limits, policy: Policy, table: PageTable) -> None:
+        self.limits = limits
+        self.policy = policy
+        self.table = table
+        self.pool = table.pool
+        self.running: list[Request] = []  # in rank order
+        self.preemptions = 0
+
+    def build(self, now: Nanoseconds) -> Draft:
+        """Decodes first, one token each; what is left of the budget goes to prefill in rank order.
+
+        While a decode is short of pages nobody is admitted: who runs grows before who waits enters.
+        """
+        draft = Draft(self.limits.token_budget)
+        starved = self._plan_decodes(draft, now)
+        self._plan_prefills(draft, now, admitting=not starved)
+        return draft
+
+    def withdraw(self, request: Request) -> None:
+        """Take an ending request out of the queue or the running set, and all it holds from it, at once."""
+        if request.waiting:
+            self.policy.remove(request)
+        else:
+            self.running.remove(request)
+            self._vacate(request)
+
+    def renice(self, request: Request, nice: int) -> None:
+        """Change the nice value and with it the place, in the queue or among the running."""
+        if request.waiting:
+            self.policy.remove(request)
+        request.nice = nice
+        if request.waiting:
+            self.policy.add(request)
+        else:
+            self.running.sort(key=self.policy.rank)
+
+    def finish(self, sequence: Sequence) -> None:
+        """A sequence is complete: its row and pages are free at once, whatever its siblings do."""
+        self._release(sequence)
+        sequence.request.live.remove(sequence)
+
+    def keep_promise(self, request: Request) -> None:
+        """Every live sequence has its next token: give up what is left of the promise made on admission."""
+        self._claim(request, request.reserved)
+
+    # ---- decode
+
+    def _plan_decodes(self, draft: Draft, now: Nanoseconds) -> bool:
+        """Feed every request in decode that has, or can take, the pages; True when some request cannot."""
+        starved = False
+        for request in tuple(self.running):
+            if request.state is not State.DECODE:
+                continue
+            if self._make_room(request, draft, now):
+                self._feed(request, draft)
+            else:
+                starved = True
+        return starved
+
+    def _make_room(self, request: Request, draft: Draft, now: Nanoseconds) -> bool:
+        """Make the pages of its next tokens available; False when it has to sit this step out, pages kept."""
+        needed = sum(self.table.needed(s.row, s.past, s.length) for s in request.live)
+        while needed > self.pool.available:
+            victim = self._victim(below=request)
+            if victim is None:
+                return False
+            self._preempt(victim, draft, now)
+        return True
+
+    def _victim(self, *, below: Request) -> Request | None:
+        """The lowest-ranked request in decode, if it ranks below the given one (which is running)."""
+        for request in reversed(self.running):
+            if request is below:
+                break
+            if request.state is State.DECODE:
+                return request
+        return None
+
+    def _preempt(self, request: Request, draft: Draft, now: Nanoseconds) -> None:
+        self.running.remove(request)
+        self._vacate(request)
+        self._move(request, State.PREEMPTED, "pages", draft, now)
+        self.policy.add(request)
+        request.preemptions += 1
+        self.preemptions += 1
+
+    # ---- admission and prefill
+
+    def _plan_prefills(self, draft: Draft, now: Nanoseconds, *, admitting: bool) -> None:
+        """Walk requests in prefill and the head of the queue in rank order while budget is left."""
+        prefilling = deque(request for request in self.running if request.state is State.PREFILL)
+        while draft.left:
+            head = self.policy.head() if admitting else None
+            if head and self._goes_before(head, prefilling) and self._fits(head):
+                self._admit(head, draft, now)
+                self._feed(head, draft)
+            elif prefilling:
+                self._feed(prefilling.popleft(), draft)
+            else:
+                break
+
+    def _goes_before(self, head: Request, prefilling: deque[Request]) -> bool:
+        return not prefilling or self.policy.rank(head) < self.policy.rank(prefilling[0])
+
+    def _fits(self, request: Request) -> bool:
+        """A slot for each live sequence, all pages to its next token, and a spare one for each sequence that runs.
+
+        The spare pages keep an admission from making a victim of itself or of others within the next few tokens.
+        """
+        spare = self.limits.slots - self.table.free_rows
+        return len(request.live) <= self.table.free_rows and self._demand(request) + spare <= self.pool.available
+
+    def _demand(self, request: Request) -> int:
+        """Pages for all that is to be computed plus one token for each live sequence."""
+        shared = self.limits.shared_pages(request.prompt_tokens) if len(request.live) > 1 else 0
+        return shared + sum(self.limits.pages_for(s.length + 1) - shared for s in request.live)
+
+    def _admit(self, request: Request, draft: Draft, now: Nanoseconds) -> None:
+        self.policy.remove(request)
+        request.reserved = self._demand(request)
+        self.pool.reserve(request.reserved)
+        for sequence in request.live:
+            sequence.row, sequence.past, sequence.gained = self.table.take_row(), 0, 0
+        request.forked = len(request.live) == 1
+        self.running.append(request)
+        self.running.sort(key=self.policy.rank)
+        self._move(request, State.PREFILL, "", draft, now)
+
+    # ---- feeding
+
+    def _feed(self, request: Request, draft: Draft) -> None:
+        """Put as much of the request into the step as the budget allows. Its pages are available or promised."""
+        if not request.forked and request.live[0].past == request.prompt_tokens - 1:
+            self._fork(request)
+        for sequence in request.to_feed():
+            end = min(request.feed_end(sequence), sequence.past + draft.left)
+            if end > sequence.past:
+                self._feed_sequence(sequence, end, draft)
+
+    def _feed_sequence(self, sequence: Sequence, end: int, draft: Draft) -> None:
+        past, row = sequence.past, sequence.row
+        draft.copies += self._extend(sequence, end)
+        if not sequence.started:
+            draft.started.append(sequence.start())
+            sequence.started = True
+        tokens, sample = sequence.history(past, end), end == sequence.length
+        draft.sequences.append(SequencePlan(sequence.id, row, tokens, past, sample))
+        draft.left -= end - past
+
+    def _extend(self, sequence: Sequence, end: int) -> list[PageCopy]:
+        """Draw the pages up to `end`, from the request's promise first."""
+        request = sequence.request
+        needed = self.table.needed(sequence.row, sequence.past, end)
+        self._claim(request, min(needed, request.reserved))
+        request.pages += needed
+        return self.table.extend(sequence.row, sequence.past, end)
+
+    def _fork(self, request: Request) -> None:
+        leader, *others = request.live
+        for sequence in others:
+            self.table.fork(leader.row, sequence.row)
+            sequence.past = leader.past
+        request.forked = True
+
+    # ---- giving back
+
+    def _claim(self, request: Request, pages: int) -> None:
+        """Turn promised pages of the request into available ones, to be drawn by it at once or by anybody."""
+        self.pool.unreserve(pages)
+        request.reserved -= pages
+
+    def _vacate(self, request: Request) -> None:
+        for sequence in request.live:
+            self._release(sequence)
+        self._claim(request, request.reserved)
+
+    def _release(self, sequence: Sequence) -> None:
+        sequence.request.pages -= self.table.release(sequence.row)
+        sequence.row, sequence.past = NO_ROW, 0
+
+    def _move(self, request: Request, state: State, reason: str, draft: Draft, now: Nanoseconds) -> None:
+        old = request.enter(state, now)
+        draft.moved.append(StateChanged(request.id, old, state, now, reason))
+
+    # ---- invariants
+
+    def check(self) -> None:
+        """Between steps only."""
+        self.policy.check()
+        self.table.check()
+        ranks = [self.policy.rank(request) for request in self.running]
+        assert ranks == sorted(ranks), "the running set is out of order"
+        assert self.pool.reserved == sum(request.reserved for request in self.running), "promises do not add up"
+        assert self.pool.used == sum(request.pages for request in self.running), "pages held do not add up"
+        rows = [sequence.row for request in self.running for sequence in request.live]
+        assert len(set(rows)) == len(rows) == self.limits.slots - self.table.free_rows, "rows do not add up"
+        for request in self.running:
+            self._check_running(request)
+
+    def _check_running(self, request: Request) -> None:
+        assert request.live, f"{request.id} runs without a live sequence"
+        assert request.state in (State.PREFILL, State.DECODE), f"{request.id} runs in state {request.state}"
+        if request.state is State.DECODE:
+            assert request.reserved == 0, f"{request.id} keeps a promise while in decode"
+            assert all(sequence.gained for sequence in request.live), f"{request.id} is in decode without a token"
+        for sequence in request.live:
+            assert sequence.past < sequence.length, f"sequence {sequence.id} has nothing to feed"
+            pages = self.table.pages(sequence.row)
+            assert pages == self.limits.pages_for(sequence.past), f"sequence {sequence.id} holds {pages} pages"
+        if request.forked and request.state is State.PREFILL:
+            missing = sum(self.table.needed(s.row, s.past, s.length) for s in request.to_feed())
+            assert missing <= request.reserved, f"{request.id} is promised too few pages for its next token"
