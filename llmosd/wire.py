@@ -139,6 +139,7 @@ class Queueing:
     measured_l: float | None = None
     measured_w_s: float | None = None
     measured_wq_s: float | None = None
+    little: float | None = None  # measured L/(λW): near 1 when the window holds enough, whatever the model
     mm1: Mm1 = Mm1()
     amdahl: Amdahl = Amdahl()
 
