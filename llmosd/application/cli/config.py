@@ -1,0 +1,26 @@
+"""`llmosd config`: every setting, its value, and where that came from."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from llmosd.application.cli import options, output
+from llmosd.config import OPTIONS
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("config", help="show each setting and where its value came from")
+    options.add_config(parser)
+    options.add_json(parser)
+    parser.set_defaults(handler=show)
+
+
+def show(args: argparse.Namespace) -> int:
+    settings = options.load(args)
+    rows = [(option.name, getattr(settings, option.name), settings.sources[option.name]) for option in OPTIONS]
+    if args.json:
+        output.json({name: {"value": value, "source": source} for name, value, source in rows})
+    else:
+        output.table(("setting", "value", "source"), rows)
+    return 0

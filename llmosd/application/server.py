@@ -1,0 +1,77 @@
+"""The HTTP server inside the daemon's event loop."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.applications import Starlette
+
+from llmosd.errors import ConfigError
+
+BACKLOG = 2048
+CLOSE_S = 5  # that open connections get to take their last bytes
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket; raises ConfigError when the address cannot be had. Bound early, so that this fails first."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as exc:
+        raise ConfigError(f"{host} is no address of this machine: {exc.strerror}", param="host") from exc
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as exc:
+        listener.close()
+        raise _unusable(host, port, exc) from exc
+    return listener
+
+
+def url(host: str, port: int) -> str:
+    """Where a client on this machine reaches a server that listens on `host`."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn, ended by the daemon rather than by signals of its own."""
+
+    def __init__(self, app: Starlette) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                backlog=BACKLOG,
+                timeout_graceful_shutdown=CLOSE_S,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def run_on(self, listener: socket.socket) -> None:
+        """Serve until `close`."""
+        await self.serve(sockets=[listener])
+
+    def close(self) -> None:
+        self.should_exit = True
+
+
+def _unusable(host: str, port: int, error: OSError) -> ConfigError:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return ConfigError(f"port {port} of {host} is taken: choose another with --port", param="port")
+        case errno.EACCES:
+            return ConfigError(f"port {port} needs privileges: choose one above 1023 with --port", param="port")
+    return ConfigError(f"{host}:{port} cannot be listened on: {error.strerror}", param="host")
