@@ -1,0 +1,90 @@
+"""Which tokens top-k, min-p and top-p leave, and which of them a quantile falls on, without sorting the vocabulary."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from llmosd.types import Sampling
+
+Row = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+Cumulative = npt.NDArray[np.float64]
+
+FIRST_CANDIDATES = 64  # how many of the likeliest tokens to try a cut on before looking at more
+STRIP = 64
+BLOCK = 256
+
+
+def cut(probabilities: Row, sampling: Sampling) -> Ids:
+    """Token ids, ascending, that top-k, min-p and top-p leave; a tie at the edge goes to the lower ids.
+
+    Only an upper set of the probabilities is sorted; it is enlarged until it holds everything the cuts keep.
+    """
+    count = sampling.top_k or FIRST_CANDIDATES
+    while True:
+        ids = upper_set(probabilities, count)
+        values = probabilities[ids]
+        kept = _cut_sorted(np.sort(values)[::-1], sampling, whole=len(ids) == len(probabilities))
+        if kept is not None:
+            return _first(ids, values, kept)
+        count *= 8
+
+
+def _cut_sorted(values: Row, sampling: Sampling, whole: bool) -> int | None:
+    """How many of the probabilities, in descending order, are kept; None if that cannot be told from these alone."""
+    kept = len(values)
+    if sampling.top_k:
+        kept, whole = min(kept, sampling.top_k), True
+    if sampling.min_p > 0.0:
+        above = int(np.count_nonzero(values[:kept] >= values[0] * np.float32(sampling.min_p)))
+        if above == kept and not whole:
+            return None
+        kept, whole = above, True
+    if sampling.top_p >= 1.0:
+        return kept if whole else None
+    cumulative = np.cumsum(values[:kept], dtype=np.float64)
+    needed = sampling.top_p * (cumulative[-1] if whole else 1.0)
+    return int(np.searchsorted(cumulative, needed)) + 1 if cumulative[-1] >= needed else None
+
+
+def _first(ids: Ids, values: Row, count: int) -> Ids:
+    """The `count` ids with the greatest values, in their own order, ties to the earlier ones."""
+    if count == len(ids):
+        return ids
+    edge = np.partition(values, len(values) - count)[len(values) - count]
+    above = values > edge
+    tied = np.flatnonzero(values == edge)[: count - np.count_nonzero(above)]
+    above[tied] = True
+    return np.asarray(ids[above])
+
+
+def upper_set(row: Row, count: int) -> Ids:
+    """Ids, ascending, of all values not below some threshold that at least `count` values reach.
+
+    While `count` is small the threshold is the count-th largest of the maxima of disjoint strips: one pass, and close
+    to the count-th largest value.
+    """
+    strips = len(row) // STRIP
+    if count >= len(row):
+        return np.arange(len(row))
+    few = count * 2 < strips
+    heads = row[: strips * STRIP].reshape(STRIP, strips).max(axis=0) if few else row
+    place = len(heads) - count
+    return np.flatnonzero(row >= np.partition(heads, place)[place])
+
+
+def invert(cumulative: Cumulative, u: float) -> int:
+    """Index of the weight that holds quantile `u`; never one of weight zero, whatever the rounding."""
+    total = cumulative[-1]
+    index = np.searchsorted(cumulative, u * total, side="right")
+    return int(min(index, np.searchsorted(cumulative, total)))
+
+
+def invert_all(probabilities: Row, u: float) -> int:
+    """Inverse CDF over the whole vocabulary in the order of token ids: first the block, then the token in it."""
+    blocks = np.cumsum(np.add.reduceat(probabilities, np.arange(0, len(probabilities), BLOCK)), dtype=np.float64)
+    block = invert(blocks, u)
+    before = blocks[block - 1] if block else 0.0
+    inside = np.cumsum(probabilities[block * BLOCK : (block + 1) * BLOCK], dtype=np.float64)
+    return block * BLOCK + invert(inside, (u * blocks[-1] - before) / inside[-1])

@@ -1,0 +1,149 @@
+"""Choosing the next token from one row of logits.
+
+The order of operations is the one Hugging Face and vLLM share: penalties, temperature, then the cuts (top-k, min-p,
+top-p), each on what the one before it left, renormalised. Randomness is counter-based, `uniform(seed, choice,
+position)`, and rows are worked on one by one, so neither the batch, nor chunking, nor preemption can change a draw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from llmosd.errors import StepError
+from llmosd.runtime.cuts import Row, cut, invert, invert_all, upper_set
+from llmosd.runtime.softmax import Softmax
+from llmosd.types import Sampling, SequenceStart
+
+GREEDY_BELOW = 1e-5  # a temperature under this is greedy: dividing by it would overflow float32
+_MASK = (1 << 64) - 1
+
+
+def uniform(seed: int, choice: int, position: int) -> float:
+    """Number in [0, 1), a pure function of its arguments.
+
+    SplitMix64's output function (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014)
+    applied as a hash chain over the three counters; the top 53 bits make the float.
+    """
+    state = 0
+    for counter in (seed, choice, position):
+        state = (state + counter + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return (state >> 11) * 2.0**-53
+
+
+class Penalties:
+    """The tokens a sequence has seen, and what they cost.
+
+    `repetition` counts prompt and output; it divides positive logits and multiplies negative ones (Keskar et al.,
+    "CTRL", 2019). `frequency` and `presence` count output only and are subtracted (OpenAI's definition).
+    """
+
+    def __init__(self, sampling: Sampling, prompt: Sequence[int]) -> None:
+        self._sampling = sampling
+        seen = dict.fromkeys(prompt) if sampling.repetition_penalty != 1.0 else {}
+        self._place = {token: place for place, token in enumerate(seen)}
+        self._ids = np.fromiter(seen, np.int64, len(seen))
+        self._counts = np.zeros(len(seen), np.float32)
+
+    @property
+    def active(self) -> bool:
+        sampling = self._sampling
+        return (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty) != (1.0, 0.0, 0.0)
+
+    def add(self, token: int) -> None:
+        """Count one output token."""
+        place = self._place.setdefault(token, len(self._place))
+        if place == len(self._ids):
+            spare = max(64, len(self._ids))
+            self._ids = np.concatenate([self._ids, np.zeros(spare, np.int64)])
+            self._counts = np.concatenate([self._counts, np.zeros(spare, np.float32)])
+        self._ids[place] = token
+        self._counts[place] += 1.0
+
+    def apply(self, logits: Row) -> None:
+        """Change the logits of the seen tokens in place."""
+        ids, counts = self._ids[: len(self._place)], self._counts[: len(self._place)]
+        values, sampling = logits[ids], self._sampling
+        if (penalty := np.float32(sampling.repetition_penalty)) != 1.0:
+            values = np.where(values > 0, values / penalty, values * penalty)
+        values -= np.float32(sampling.frequency_penalty) * counts
+        values -= np.float32(sampling.presence_penalty) * (counts > 0)
+        logits[ids] = values
+
+
+class Stream:
+    """What sampling knows of one sequence; it moves on by `accept` alone."""
+
+    def __init__(self, start: SequenceStart) -> None:
+        self.sampling = start.sampling
+        self.choice = start.choice
+        self.position = len(start.prompt)  # of the next token
+        self.penalties = Penalties(start.sampling, start.prompt)
+
+    def accept(self, token: int) -> None:
+        self.position += 1
+        if self.penalties.active:
+            self.penalties.add(token)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A chosen token; with logprobs its own and those of the likeliest `(token, logprob)`, all of the raw row."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Sampler:
+    """Draws tokens; owns the scratch memory and the softmax for rows of one vocabulary size. One thread only."""
+
+    def __init__(self, vocab: int) -> None:
+        self._softmax = Softmax(vocab)
+        self._scratch = np.empty(vocab, np.float32)
+
+    def draw(self, raw: Row, stream: Stream) -> Draw:
+        """Choose the stream's next token; changes nothing but scratch memory.
+
+        Raises StepError if the logits are not finite.
+        """
+        best = int(raw.argmax())  # the first NaN, if there is one
+        if not math.isfinite(raw[best]):
+            raise StepError("the model produced logits that are not finite numbers; this sequence cannot go on")
+        if stream.sampling.logprobs is None:
+            return Draw(self._choose(raw, best, stream))
+        log_sum = float(raw[best]) - math.log(self._softmax(raw)[best])
+        token = self._choose(raw, best, stream)
+        return Draw(token, float(raw[token]) - log_sum, _likeliest(raw, stream.sampling.logprobs, log_sum))
+
+    def _choose(self, raw: Row, best: int, stream: Stream) -> int:
+        sampling = stream.sampling
+        logits = self._penalised(raw, stream.penalties) if stream.penalties.active else raw
+        if sampling.temperature < GREEDY_BELOW:
+            return best if logits is raw else int(logits.argmax())
+        probabilities = self._softmax(logits, sampling.temperature)
+        u = uniform(sampling.seed, stream.choice, stream.position)
+        if sampling.top_p >= 1.0 and not sampling.top_k and sampling.min_p <= 0.0:
+            return invert_all(probabilities, u)
+        ids = cut(probabilities, sampling)
+        return int(ids[invert(np.cumsum(probabilities[ids], dtype=np.float64), u)])
+
+    def _penalised(self, raw: Row, penalties: Penalties) -> Row:
+        np.copyto(self._scratch, raw)
+        penalties.apply(self._scratch)
+        return self._scratch
+
+
+def _likeliest(raw: Row, count: int, log_sum: float) -> tuple[tuple[int, float], ...]:
+    """The `count` likeliest tokens and their log probabilities, likeliest first, ties by token id."""
+    if not count:
+        return ()
+    ids = upper_set(raw, count)
+    ids = ids[np.argsort(-raw[ids], kind="stable")[:count]]
+    return tuple(zip(ids.tolist(), (raw[ids].astype(np.float64) - log_sum).tolist(), strict=True))
