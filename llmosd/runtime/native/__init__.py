@@ -1,0 +1,84 @@
+"""The native operators: whether they can be used, and how to use them in a session.
+
+Domain ``llmos``, version 1: PagedAttention, QLinear, Linear, SwiGLU (each described at the top of its C++ file).
+`build.py` compiles them; nothing here compiles by itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime
+
+from llmosd.errors import ModelError
+from llmosd.runtime.native import build as _build
+from llmosd.runtime.native.packing import PACKING, pack_f32, pack_q4, pack_q8
+
+__all__ = ["PACKING", "NativeStatus", "pack_f32", "pack_q4", "pack_q8", "register", "status"]
+
+FIRST_VERSION = (1, 20)
+LIBRARY_VARIABLE = "LLMOS_NATIVE_LIBRARY"
+"""Environment variable that names another library, as the sanitizer run does."""
+
+
+@dataclass(frozen=True, slots=True)
+class NativeStatus:
+    """Whether the operators can be used here; `why` is a sentence for a person, with what to do if they cannot."""
+
+    available: bool
+    path: Path | None
+    why: str
+    compiler: str = ""
+    isa: str = ""
+
+
+@functools.cache
+def status() -> NativeStatus:
+    """Find, load and test the library once for this process."""
+    path = Path(os.environ.get(LIBRARY_VARIABLE) or _build.library())
+    command = f"run `python {_build.HERE / 'build.py'}`"
+    if not path.exists():
+        return NativeStatus(False, None, f"the native operators are not built: {command}")
+    if not _build.is_current(path):
+        return NativeStatus(False, path, f"the native operators were built from other sources: {command}")
+    if not _supported(onnxruntime.__version__):
+        return NativeStatus(False, path, f"onnxruntime {onnxruntime.__version__} is not within >= 1.20, < 2")
+    try:
+        library = load(path)
+        _self_test(path)
+    except (OSError, ModelError) as error:
+        return NativeStatus(False, path, f"the native operators do not work here: {error}")
+    isa, compiler = library.llmos_instruction_set().decode(), library.llmos_compiler().decode()
+    return NativeStatus(True, path, f"native operators for {isa}, built by {compiler}", compiler, isa)
+
+
+def register(options: onnxruntime.SessionOptions) -> None:
+    """Make the operators known to sessions created with `options`; raises ModelError if they cannot be used."""
+    found = status()
+    if not found.available:
+        raise ModelError(found.why)
+    options.register_custom_ops_library(str(found.path))
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """The library's entry points beside the operators: facts about the build, and a choice of kernels for tests."""
+    library = ctypes.CDLL(str(path))
+    library.llmos_instruction_set.restype = ctypes.c_char_p
+    library.llmos_compiler.restype = ctypes.c_char_p
+    library.llmos_use_kernels.argtypes = [ctypes.c_char_p]
+    return library
+
+
+def _supported(version: str) -> bool:
+    major, minor = (int(part) for part in version.split(".")[:2])
+    return major == FIRST_VERSION[0] and minor >= FIRST_VERSION[1]
+
+
+def _self_test(path: Path) -> None:
+    from llmosd.runtime.native.selftest import run  # imports onnx, which only a daemon that loads a model needs
+
+    run(path)

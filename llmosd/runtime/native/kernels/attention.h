@@ -1,0 +1,200 @@
+// Attention of a tile of queries over one KV head's pages.
+//
+// The keys of a sequence are cut into tiles of kKeyTile by absolute position. Each tile gives a partial result (maximum,
+// sum, weighted values); partial results are merged in ascending order. A row's bits therefore depend on its own keys
+// only: not on the batch, the chunk it was prefilled in, the number of threads, or whether a task took the whole
+// sequence or a part. (Tiled online softmax as in FlashAttention-2, split over keys as in Flash-Decoding.)
+#pragma once
+
+#include "gemm.h"
+
+namespace llmos {
+namespace LLMOS_ISA {
+
+// Rotates one head (half-split layout: element i pairs with i + head_size / 2) and scales it.
+inline void rotate(const float* x, const float* cosines, const float* sines, int half, float scale, float* out) {
+  const F8 s = broadcast(scale);
+  for (int i = 0; i < half; i += 8) {
+    const F8 a = load(x + i), b = load(x + half + i), c = load(cosines + i), d = load(sines + i);
+    const F8 minus_b = sub(zero(), b);
+    store(out + i, mul(fma(minus_b, d, mul(a, c)), s));
+    store(out + half + i, mul(fma(a, d, mul(b, c)), s));
+  }
+}
+
+template <class T>
+inline T* page_of(void* pool, int32_t page, int kv_head, const AttentionCall& call) {
+  const int64_t index = int64_t(page) * call.kv_heads + kv_head;
+  return static_cast<T*>(pool) + index * call.head_size * call.page_tokens;
+}
+
+// Rotates the queries of `count` tokens into scratch, and writes their keys and values to the pages.
+template <class T>
+void rotate_and_store(const AttentionCall& call, const int32_t* pages, int64_t token, int64_t position, int count) {
+  const int size = call.head_size, half = size / 2, group = call.group();
+  float key[kMaxHeadSize];
+  for (int i = 0; i < count; ++i, ++token, ++position) {
+    const float* row = call.qkv + token * (call.heads + 2 * call.kv_heads) * size;
+    const float* cosines = call.cosines + position * half;
+    const float* sines = call.sines + position * half;
+    const int32_t page = pages[position / call.page_tokens];
+    const int64_t slot = position % call.page_tokens;
+    for (int kv = 0; kv < call.kv_heads; ++kv) {
+      float* queries = call.queries + (kv * call.tokens + token) * group * size;
+      for (int g = 0; g < group; ++g)
+        rotate(row + (kv * group + g) * size, cosines, sines, half, call.scale, queries + g * size);
+      rotate(row + (call.heads + kv) * size, cosines, sines, half, 1.0f, key);
+      T* keys = page_of<T>(call.keys, page, kv, call) + slot;
+      for (int d = 0; d < size; ++d) store_one(keys + int64_t(d) * call.page_tokens, key[d]);
+      const float* value = row + (call.heads + call.kv_heads + kv) * size;
+      T* values = page_of<T>(call.values, page, kv, call) + slot * size;
+      for (int d = 0; d < size; d += 8) store(values + d, load(value + d));
+    }
+  }
+}
+
+// Turns scores [0, n) of a row into weights exp(score - maximum) and zeroes the rest up to `padded`.
+inline void normalise(float* scores, int n, int padded, float* maximum_out, float* sum_out) {
+  float top = scores[0];
+  int i = 0;
+  if (n >= 8) {
+    F8 m = load(scores);
+    for (i = 8; i + 8 <= n; i += 8) m = maximum(m, load(scores + i));
+    top = largest(m);
+  }
+  for (; i < n; ++i) top = larger(top, scores[i]);
+  for (i = n; i < padded; ++i) scores[i] = -1e30f;
+  const F8 shift = broadcast(top);
+  F8 total = zero();
+  for (i = 0; i < padded; i += 8) {
+    store(scores + i, exponential(sub(load(scores + i), shift)));
+    if (i + 8 > n)
+      for (int j = larger(n, i); j < i + 8; ++j) scores[j] = 0;
+    total = add(total, load(scores + i));
+  }
+  *maximum_out = top;
+  *sum_out = sum(total);
+}
+
+// into ⊕= part, for one row of `partial_size(head_size)` floats.
+inline void merge_row(float* into, const float* part, int head_size) {
+  const float top = larger(into[0], part[0]);
+  const float keep = exponential(into[0] - top), take = exponential(part[0] - top);
+  into[0] = top;
+  into[1] = into[1] * keep + part[1] * take;
+  const F8 k = broadcast(keep), t = broadcast(take);
+  for (int d = 2; d < head_size + 2; d += 8) store(into + d, fma(load(part + d), t, mul(load(into + d), k)));
+}
+
+inline void write_row(const AttentionCall& call, const AttentionTask& task, int row, const float* partial) {
+  const int group = call.group(), size = call.head_size;
+  const int64_t token = task.token + row / group;
+  float* out = call.out + (token * call.heads + task.kv_head * group + row % group) * size;
+  const F8 scale = broadcast(1.0f / partial[1]);
+  for (int d = 0; d < size; d += 8) store(out + d, mul(load(partial + 2 + d), scale));
+}
+
+// Scratch of one worker, carved from one allocation.
+struct Workspace {
+  float *scores, *results, *tile, *page;
+  Workspace(float* base, const AttentionCall& call) {
+    const int partial = partial_size(call.head_size) * kMaxQueryRows;
+    scores = base;
+    results = scores + kMaxQueryRows * kKeyTile;
+    tile = results + partial;
+    page = tile + partial;
+  }
+};
+
+template <class T>
+class Attention {
+ public:
+  Attention(const AttentionCall& call, const AttentionTask& task, float* scratch)
+      : call_(call), task_(task), work_(scratch, call), size_(call.head_size), stride_(partial_size(call.head_size)),
+        group_(call.group()), rows_(task.count * group_), length_(task.position + task.count) {}
+
+  void run() {
+    for (int tile = task_.tile_begin; tile < task_.tile_end; ++tile) {
+      float* to = task_.partials ? task_.partials + int64_t(tile) * rows_ * stride_
+                                 : (tile == task_.tile_begin ? work_.results : work_.tile);
+      const int first = first_row(tile);
+      compute(tile, first, to);
+      if (to == work_.tile)
+        for (int r = first; r < rows_; ++r) merge_row(work_.results + r * stride_, to + r * stride_, size_);
+    }
+    if (task_.partials) return;
+    for (int r = 0; r < rows_; ++r) write_row(call_, task_, r, work_.results + r * stride_);
+  }
+
+ private:
+  static constexpr int kConvertRows = 7;  // from here on, converting a page once beats converting it in each row tile
+
+  // Rows before this one lie wholly before the tile's first key.
+  int first_row(int tile) const {
+    const int64_t behind = int64_t(tile) * kKeyTile - task_.position;
+    return behind > 0 ? int(behind) * group_ : 0;
+  }
+
+  // Partial results of rows [first, rows) over the tile.
+  void compute(int tile, int first, float* to) {
+    const int64_t begin = int64_t(tile) * kKeyTile;
+    const int keys = int(smaller<int64_t>(kKeyTile, length_ - begin)), padded = (keys + 15) / 16 * 16;
+    const int rows = rows_ - first;
+    const float* queries = call_.queries + (task_.kv_head * call_.tokens + task_.token) * group_ * size_ + first * size_;
+    const int32_t* pages = task_.pages + begin / call_.page_tokens;
+    for (int at = 0; at < keys; at += call_.page_tokens, ++pages) {
+      const int columns = smaller(call_.page_tokens, padded - at);
+      multiply<false>(rows, {queries, size_}, key_page(*pages), call_.page_tokens, work_.scores + at, kKeyTile, size_,
+                      columns, value_page(*pages));
+    }
+    for (int r = 0; r < rows; ++r) {
+      float* partial = to + (first + r) * stride_;
+      const int64_t visible = task_.position + (first + r) / group_ + 1 - begin;
+      normalise(work_.scores + r * kKeyTile, int(smaller<int64_t>(visible, keys)), padded, partial, partial + 1);
+      for (int d = 0; d < size_; d += 8) store(partial + 2 + d, zero());
+    }
+    pages = task_.pages + begin / call_.page_tokens;
+    for (int at = 0; at < keys; at += call_.page_tokens, ++pages) {
+      const bool more = begin + at + call_.page_tokens < length_;
+      multiply<true>(rows, {work_.scores + at, kKeyTile}, value_page(*pages), size_, to + first * stride_ + 2, stride_,
+                     smaller(call_.page_tokens, keys - at), size_, key_page(more ? pages[1] : *pages));
+    }
+  }
+
+  template <bool kAccumulate>
+  void multiply(int rows, Matrix a, const T* b, int b_stride, float* c, int c_stride, int depth, int columns, const T* ahead) {
+    if (sizeof(T) == sizeof(float) || rows < kConvertRows)
+      return gemm<kAccumulate>(rows, a, b, b_stride, c, c_stride, depth, columns, ahead);
+    for (int i = 0; i < depth * b_stride; i += 8) store(work_.page + i, load(b + i));
+    gemm<kAccumulate>(rows, a, work_.page, b_stride, c, c_stride, depth, columns, work_.page);
+  }
+
+  const T* key_page(int32_t page) const { return page_of<const T>(call_.keys, page, task_.kv_head, call_); }
+  const T* value_page(int32_t page) const { return page_of<const T>(call_.values, page, task_.kv_head, call_); }
+
+  const AttentionCall& call_;
+  const AttentionTask& task_;
+  const Workspace work_;
+  const int size_, stride_, group_, rows_;
+  const int64_t length_;
+};
+
+inline void rotate_and_store_any(const AttentionCall& call, const int32_t* pages, int64_t token, int64_t position, int count) {
+  call.half ? rotate_and_store<Half>(call, pages, token, position, count)
+            : rotate_and_store<float>(call, pages, token, position, count);
+}
+
+inline void attend(const AttentionCall& call, const AttentionTask& task, float* scratch) {
+  call.half ? Attention<Half>(call, task, scratch).run() : Attention<float>(call, task, scratch).run();
+}
+
+// Merges the partial results of tiles [0, tiles) that several tasks left, and writes the rows.
+inline void merge(const AttentionCall& call, const AttentionTask& task, float* partials, int tiles) {
+  const int rows = task.count * call.group(), stride = partial_size(call.head_size);
+  for (int tile = 1; tile < tiles; ++tile)
+    for (int r = 0; r < rows; ++r) merge_row(partials + r * stride, partials + (int64_t(tile) * rows + r) * stride, call.head_size);
+  for (int r = 0; r < rows; ++r) write_row(call, task, r, partials + r * stride);
+}
+
+}  // namespace LLMOS_ISA
+}  // namespace llmos

@@ -1,0 +1,55 @@
+// The table of kernels for one instruction set; the build compiles this file once for each, with LLMOS_ISA set.
+#include "attention.h"
+#include "quantised.h"
+
+#define LLMOS_NAME_(isa) #isa
+#define LLMOS_NAME(isa) LLMOS_NAME_(isa)
+
+namespace llmos {
+namespace LLMOS_ISA {
+namespace {
+
+// Float32 weights packed by 16 columns: panel p holds [k, 16] of columns 16p … 16p + 15.
+void linear32(const float* weight, const float* x, int64_t rows, int64_t columns, int64_t k, int64_t begin, int64_t end,
+              float* y) {
+  for (int64_t p = begin; p < end; ++p) {
+    const float* panel = weight + p * kPanel * k;
+    const int width = int(smaller<int64_t>(kPanel, columns - p * kPanel));
+    for (int64_t r = 0; r < rows; r += 6) {
+      const int count = int(smaller<int64_t>(6, rows - r));
+      float* target = y + r * columns + p * kPanel;
+      if (width == kPanel) {
+        gemm<false>(count, {x + r * k, k}, panel, kPanel, target, columns, int(k), kPanel, panel);
+        continue;
+      }
+      float aside[6 * kPanel];
+      gemm<false>(count, {x + r * k, k}, panel, kPanel, aside, kPanel, int(k), kPanel, panel);
+      for (int i = 0; i < count; ++i) std::memcpy(target + i * columns, aside + i * kPanel, width * sizeof(float));
+    }
+  }
+}
+
+inline F8 silu_times(F8 gate, F8 up) {
+  const F8 negative = sub(zero(), maximum(broadcast(-87.0f), gate));  // exp(87) is still finite
+  return div(mul(gate, up), add(broadcast(1.0f), exponential(negative)));
+}
+
+// out = gate · sigmoid(gate) · up
+void swiglu(const float* gate, const float* up, int64_t count, float* out) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) store(out + i, silu_times(load(gate + i), load(up + i)));
+  for (; i < count; ++i) {
+    float lanes[8];
+    store(lanes, silu_times(broadcast(gate[i]), broadcast(up[i])));
+    out[i] = lanes[0];
+  }
+}
+
+}  // namespace
+
+extern const Kernels table;
+const Kernels table = {LLMOS_NAME(LLMOS_ISA), rotate_and_store_any, attend, merge, quantise_row, quantised<4>, quantised<8>,
+                       linear32, swiglu};
+
+}  // namespace LLMOS_ISA
+}  // namespace llmos

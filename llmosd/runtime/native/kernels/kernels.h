@@ -1,0 +1,82 @@
+// The computing part of the operators: compiled once per instruction set, chosen at run time.
+//
+// Everything behind this table is free of ONNX Runtime and of the C++ library's templates: a template instantiated in a
+// file compiled for AVX2 could otherwise be the copy that the linker keeps for everyone.
+#pragma once
+
+#include <cstdint>
+
+namespace llmos {
+
+struct Half {
+  uint16_t bits;
+};
+
+// One attention call, as all its tasks see it. Offsets are in elements, positions in tokens.
+struct AttentionCall {
+  int heads, kv_heads, head_size, page_tokens;
+  int64_t tokens, table_columns;
+  float scale;
+  bool half;                        // the caches hold float16, else float32
+  const float* qkv;                 // [tokens, (heads + 2 kv_heads) * head_size]
+  void* keys;                       // [pages, kv_heads, head_size, page_tokens]
+  void* values;                     // [pages, kv_heads, page_tokens, head_size]
+  const float *cosines, *sines;     // [context, head_size / 2]
+  float* queries;                   // scratch [kv_heads, tokens, heads / kv_heads, head_size], rotated and scaled
+  float* out;                       // [tokens, heads * head_size]
+  int group() const { return heads / kv_heads; }
+};
+
+// Queries [first, first + count) of one sequence against one KV head, over key tiles [tile_begin, tile_end).
+struct AttentionTask {
+  const int32_t* pages;  // this sequence's row of the page table
+  int64_t token;         // the first query's row in qkv and out
+  int64_t position;      // the first query's position in its sequence
+  int count, kv_head, tile_begin, tile_end;
+  float* partials;       // null: merge and write `out`; else one partial result per tile goes here
+};
+
+constexpr int kKeyTile = 128;      // keys whose scores are normalised together; fixes the reduction order
+constexpr int kMaxQueryRows = 48;  // query rows (tokens × heads of a group) of one task
+constexpr int kMaxHeadSize = 256;
+constexpr int kMaxGroup = 48;
+// A partial result of one query row: maximum, sum, then head_size accumulated values.
+constexpr int partial_size(int head_size) { return head_size + 2; }
+// Floats of scratch that one call of `attend` needs: scores, two sets of partial results, one page as float32.
+constexpr int64_t attention_scratch(int head_size, int page_tokens) {
+  return kMaxQueryRows * (kKeyTile + 2 * partial_size(head_size)) + head_size * page_tokens;
+}
+
+
+constexpr int kBlock = 32;     // elements of a row that share a scale, in weights and activations
+constexpr int kColumns = 8;    // output columns that are packed together in quantised weights
+constexpr int kPanel = 16;     // output columns that are packed together in float32 weights
+
+// int8 activations: codes [rows, k], and per block of 32 its scale and scale × sum of codes [rows, k / 32].
+struct Activations {
+  int8_t* codes;
+  float *scales, *sums;
+};
+
+struct QuantisedWeights {
+  const uint8_t* codes;  // per column group and block: 128 bytes (4 bits) or 256 bytes (8 bits)
+  const Half* scales;    // per column group and block: 8 scales, and for 4 bits 8 minima
+  int64_t columns, k;
+};
+
+struct Kernels {
+  const char* name;
+  void (*rotate_and_store)(const AttentionCall&, const int32_t* pages, int64_t token, int64_t position, int count);
+  void (*attend)(const AttentionCall&, const AttentionTask&, float* scratch);
+  void (*merge)(const AttentionCall&, const AttentionTask&, float* partials, int tiles);
+  void (*quantise_row)(const float* x, int64_t k, int8_t* codes, float* scales, float* sums);
+  void (*linear4)(const QuantisedWeights&, const Activations&, int64_t rows, int64_t group_begin, int64_t group_end, float* y);
+  void (*linear8)(const QuantisedWeights&, const Activations&, int64_t rows, int64_t group_begin, int64_t group_end, float* y);
+  void (*linear32)(const float* weight, const float* x, int64_t rows, int64_t columns, int64_t k, int64_t panel_begin,
+                   int64_t panel_end, float* y);
+  void (*swiglu)(const float* gate, const float* up, int64_t count, float* out);
+};
+
+const Kernels& kernels();  // the fastest set that this processor can run
+
+}  // namespace llmos

@@ -1,0 +1,57 @@
+// Eight float lanes and the int8 dot products, for the instruction set that this file is compiled for.
+//
+// Each kernel below is written once against this interface. Multiply-adds are explicit (the build turns contraction
+// off), so a row's bits do not depend on which tile shape the compiler saw.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels.h"
+
+#if defined(LLMOS_PORTABLE)
+#include "vector_portable.h"
+#elif defined(__AVX2__)
+#include "vector_avx2.h"
+#elif defined(__ARM_NEON)
+#include "vector_neon.h"
+#else
+#include "vector_portable.h"
+#endif
+
+namespace llmos {
+namespace LLMOS_ISA {
+
+template <class T>
+inline T smaller(T a, T b) {
+  return b < a ? b : a;
+}
+
+template <class T>
+inline T larger(T a, T b) {
+  return a < b ? b : a;
+}
+
+// exp(x) for x <= 88 within 2 ulp; below -87 it stays at exp(-87). Range reduction by ln 2 in two parts and a degree-5
+// polynomial (Cephes' expf coefficients).
+inline F8 exponential(F8 x) {
+  x = maximum(broadcast(-87.0f), x);
+  const F8 n = nearest(mul(x, broadcast(1.44269504088896341f)));
+  F8 r = fma(n, broadcast(-0.693359375f), x);
+  r = fma(n, broadcast(2.12194440e-4f), r);
+  F8 p = fma(broadcast(1.9875691500e-4f), r, broadcast(1.3981999507e-3f));
+  p = fma(p, r, broadcast(8.3334519073e-3f));
+  p = fma(p, r, broadcast(4.1665795894e-2f));
+  p = fma(p, r, broadcast(1.6666665459e-1f));
+  p = fma(p, r, broadcast(5.0000001201e-1f));
+  return times_power_of_two(fma(p, mul(r, r), add(r, broadcast(1.0f))), n);
+}
+
+inline float exponential(float x) {
+  float lanes[8];
+  store(lanes, exponential(broadcast(x)));
+  return lanes[0];
+}
+
+}  // namespace LLMOS_ISA
+}  // namespace llmos

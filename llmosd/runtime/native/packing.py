@@ -1,0 +1,63 @@
+"""Weights in the order in which the native operators read them (described in kernels/quantised.h).
+
+Rows are padded with zeros to whole groups of columns; the operators never write the padding.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+PACKING = 1
+"""Version of these layouts: a stored graph packed by another one has to be packed again."""
+
+BLOCK = 32
+COLUMNS = 8
+PANEL = 16
+
+Bytes = NDArray[np.uint8]
+Halves = NDArray[np.float16]
+Floats = NDArray[np.float32]
+
+
+def pack_q4(codes: Bytes, scales: Floats, minima: Floats) -> tuple[Bytes, Halves]:
+    """Pack 4-bit blocks, weight = scale · code + minimum: codes [N, K] in 0 … 15, scales and minima [N, K / 32]."""
+    if codes.size and int(codes.max()) > 15:
+        raise ValueError("4-bit codes must be at most 15")
+    blocks = _groups(codes).reshape(-1, COLUMNS, codes.shape[1] // BLOCK, 2, 4, 4)
+    nibbles = blocks[:, :, :, 0] | (blocks[:, :, :, 1] << 4)
+    packed = nibbles.transpose(0, 2, 3, 1, 4)
+    both = np.stack([_by_block(scales), _by_block(minima)], axis=2)
+    return np.ascontiguousarray(packed).reshape(-1), both.astype(np.float16).reshape(-1)
+
+
+def pack_q8(codes: NDArray[np.int8], scales: Floats) -> tuple[Bytes, Halves]:
+    """Pack 8-bit blocks, weight = scale · code: codes [N, K] in -127 … 127, scales [N, K / 32]."""
+    blocks = _groups(codes.view(np.uint8)).reshape(-1, COLUMNS, codes.shape[1] // BLOCK, 8, 4)
+    packed = blocks.transpose(0, 2, 3, 1, 4)
+    return np.ascontiguousarray(packed).reshape(-1), _by_block(scales).astype(np.float16).reshape(-1)
+
+
+def pack_f32(weight: Floats) -> Floats:
+    """Pack float32 weights [N, K] for `Linear`: panels of 16 columns, each [K, 16]."""
+    n, k = weight.shape
+    padded = np.zeros((-(-n // PANEL) * PANEL, k), np.float32)
+    padded[:n] = weight
+    return np.ascontiguousarray(padded.reshape(-1, PANEL, k).transpose(0, 2, 1)).reshape(-1)
+
+
+def _groups(codes: Bytes) -> Bytes:
+    n, k = codes.shape
+    if k % BLOCK:
+        raise ValueError(f"rows must be a multiple of {BLOCK} long, not {k}")
+    padded = np.zeros((-(-n // COLUMNS) * COLUMNS, k), np.uint8)
+    padded[:n] = codes
+    return padded
+
+
+def _by_block(values: Floats) -> Floats:
+    """[N, blocks] → [groups, blocks, 8]."""
+    n, blocks = values.shape
+    padded = np.zeros((-(-n // COLUMNS) * COLUMNS, blocks), np.float32)
+    padded[:n] = values
+    return padded.reshape(-1, COLUMNS, blocks).transpose(0, 2, 1)

@@ -1,0 +1,213 @@
+// llmos.PagedAttention: causal attention of a ragged batch over a paged K/V pool that is updated in place.
+//
+//   qkv [T, (H + 2 KH) D], key_cache [P, KH, D, S], value_cache [P, KH, S, D] (float32 or float16),
+//   cumulative_lengths [B + 1], past_lengths [B], page_table [B, MP] (int32), cos, sin [C, D / 2]  →  [T, H D]
+//
+// Sequence b's tokens are rows cumulative_lengths[b] … of qkv, at positions past_lengths[b] …; position p lives in slot
+// p % S of page page_table[b, p / S]. Every length and every page id in use is checked before anything is read or
+// written; table entries and slots beyond a sequence's length may hold anything.
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "operator.h"
+#include "scratch.h"
+
+namespace llmos {
+namespace {
+
+struct Sequence {
+  const int32_t* pages;
+  int64_t token, past;
+  int count;
+  int64_t length() const { return past + count; }
+  int tiles() const { return int((length() + kKeyTile - 1) / kKeyTile); }
+};
+
+// The operator's inputs, checked.
+struct Inputs {
+  AttentionCall call;
+  std::vector<Sequence> sequences;  // those that have tokens in this step
+};
+
+struct Split {  // one (sequence, KV head) whose tiles are divided between tasks
+  AttentionTask whole;
+  int64_t offset;  // of its partial results
+};
+
+struct Schedule {
+  std::vector<AttentionTask> tasks;  // longest first
+  std::vector<int64_t> offsets;      // of a task's partial results, or -1
+  std::vector<Split> splits;
+  int64_t partials = 0;
+};
+
+class PagedAttention {
+ public:
+  static constexpr const char* kName = "PagedAttention";
+  static constexpr std::array<ElementType, 8> kInputs{kFloat, kUndefined, kUndefined, kInt32, kInt32, kInt32, kFloat, kFloat};
+
+  explicit PagedAttention(const Attributes& attributes)
+      : heads_(int(attributes.integer("num_heads", 1, 1 << 16))),
+        kv_heads_(int(attributes.integer("kv_num_heads", 1, 1 << 16))),
+        scale_(attributes.real("scale")),
+        threads_(attributes.threads()) {
+    require(heads_ % kv_heads_ == 0, "num_heads must be a multiple of kv_num_heads");
+    require(heads_ / kv_heads_ <= kMaxGroup, "more than 48 query heads share a KV head");
+  }
+
+  void compute(const Context& context) const {
+    Inputs inputs = read(context);
+    AttentionCall& call = inputs.call;
+    const int64_t dims[] = {call.tokens, int64_t(call.heads) * call.head_size};
+    call.out = context.output(dims, 2).as<float>();
+    static thread_local Scratch queries, scratch, partials;
+    call.queries = queries.reserve<float>(size_t(call.tokens) * call.heads * call.head_size);
+    store_tokens(context, inputs);
+    Schedule schedule = plan(inputs);
+    attend(context, call, schedule, scratch, partials);
+  }
+
+ private:
+  static constexpr int kParallelTokens = 16;  // fewer are stored by the calling thread: a hand-over costs more
+
+  Inputs read(const Context& context) const;
+  void read_sequences(const Context& context, const Tensor& table, int64_t pages, int64_t context_length, Inputs& inputs) const;
+  void store_tokens(const Context& context, const Inputs& inputs) const;
+  Schedule plan(const Inputs& inputs) const;
+  void attend(const Context& context, const AttentionCall& call, Schedule& schedule, Scratch& scratch, Scratch& partials) const;
+
+  int heads_, kv_heads_;
+  float scale_;
+  int threads_;
+};
+
+Inputs PagedAttention::read(const Context& context) const {
+  const Tensor qkv = context.input(0, kFloat, 2, "qkv");
+  const Tensor keys = context.input(1), values = context.input(2);
+  const Tensor table = context.input(5, kInt32, 2, "page_table");
+  const Tensor cosines = context.input(6, kFloat, 2, "cos"), sines = context.input(7, kFloat, 2, "sin");
+
+  require(keys.type == kFloat || keys.type == kFloat16, "key_cache must be float32 or float16");
+  require(values.type == keys.type, "value_cache must have key_cache's element type");
+  require(keys.rank == 4 && values.rank == 4, "key_cache and value_cache must have 4 dimensions");
+  const int64_t pages = keys.dims[0], size = keys.dims[2], page_tokens = keys.dims[3];
+  require(size >= 32 && size <= kMaxHeadSize && size % 16 == 0, "the head size must be a multiple of 16 from 32 to 256");
+  require(page_tokens == 16 || page_tokens == 32 || page_tokens == 64 || page_tokens == 128,
+          "pages must hold 16, 32, 64 or 128 tokens");
+  require(keys.dims[1] == kv_heads_, "key_cache's dimension 1 must be kv_num_heads");
+  require(values.dims[0] == pages && values.dims[1] == kv_heads_ && values.dims[2] == page_tokens && values.dims[3] == size,
+          "value_cache must be [pages, kv_num_heads, page tokens, head size]");
+  require(qkv.dims[1] == int64_t(heads_ + 2 * kv_heads_) * size, "qkv must have (num_heads + 2 kv_num_heads) * head size columns");
+  require(cosines.dims[1] == size / 2 && sines.dims == cosines.dims, "cos and sin must be [context, head size / 2]");
+
+  Inputs inputs;
+  inputs.call = {heads_, kv_heads_, int(size), int(page_tokens), qkv.dims[0], table.dims[1], scale_, keys.type == kFloat16,
+                 qkv.as<float>(), keys.data, values.data, cosines.as<float>(), sines.as<float>(), nullptr, nullptr};
+  read_sequences(context, table, pages, cosines.dims[0], inputs);
+  return inputs;
+}
+
+void PagedAttention::read_sequences(const Context& context, const Tensor& table, int64_t pages, int64_t context_length,
+                                    Inputs& inputs) const {
+  const Tensor cumulative = context.input(3, kInt32, 1, "cumulative_lengths");
+  const Tensor past = context.input(4, kInt32, 1, "past_lengths");
+  const int64_t batch = past.dims[0], page_tokens = inputs.call.page_tokens;
+  require(cumulative.dims[0] == batch + 1 && table.dims[0] == batch,
+          "cumulative_lengths must have one entry more than past_lengths, page_table as many rows");
+  const int32_t* starts = cumulative.as<int32_t>();
+  require(starts[0] == 0 && starts[batch] == inputs.call.tokens, "cumulative_lengths must run from 0 to the number of tokens");
+  for (int64_t b = 0; b < batch; ++b) {
+    require(starts[b] <= starts[b + 1], "cumulative_lengths must not decrease");
+    const Sequence s{table.as<int32_t>() + b * table.dims[1], starts[b], past.as<int32_t>()[b], starts[b + 1] - starts[b]};
+    require(s.past >= 0, "a past length is negative");
+    if (s.count == 0) continue;
+    require(s.length() <= context_length, "a sequence is longer than the cos and sin tables");
+    require(s.length() <= table.dims[1] * page_tokens, "a sequence is longer than its row of the page table");
+    for (int64_t i = 0; i * page_tokens < s.length(); ++i)
+      require(s.pages[i] >= 0 && s.pages[i] < pages, "a page id is out of range");
+    inputs.sequences.push_back(s);
+  }
+}
+
+void PagedAttention::store_tokens(const Context& context, const Inputs& inputs) const {
+  const AttentionCall& call = inputs.call;
+  const int workers = call.tokens < kParallelTokens ? 1 : threads_;
+  context.parallel(workers, [&](int worker) {
+    const int64_t from = call.tokens * worker / workers, to = call.tokens * (worker + 1) / workers;
+    for (const Sequence& s : inputs.sequences) {
+      const int64_t begin = std::max(from, s.token), end = std::min(to, s.token + s.count);
+      if (begin < end) kernels().rotate_and_store(call, s.pages, begin, s.past + begin - s.token, int(end - begin));
+    }
+  });
+}
+
+// Query tiles of prefill are tasks of their own; a single query becomes several only if there is too little else to do.
+// The division never changes a result (see kernels/attention.h), so it may depend on the load.
+Schedule PagedAttention::plan(const Inputs& inputs) const {
+  const AttentionCall& call = inputs.call;
+  const int tile = std::max(1, kMaxQueryRows / call.group());
+  int64_t work = 0;
+  for (const Sequence& s : inputs.sequences) work += int64_t(s.tiles()) * s.count;
+  const int64_t fair = std::max<int64_t>(1, work * call.kv_heads / (threads_ * 4));
+
+  Schedule schedule;
+  const auto add = [&](const AttentionTask& task, int64_t offset) {
+    schedule.tasks.push_back(task);
+    schedule.offsets.push_back(offset);
+  };
+  for (const Sequence& s : inputs.sequences) {
+    for (int head = 0; head < call.kv_heads; ++head) {
+      const int tiles = s.tiles();
+      if (s.count == 1 && threads_ > 1 && tiles > 2 * fair) {
+        const AttentionTask whole{s.pages, s.token, s.past, 1, head, 0, tiles, nullptr};
+        schedule.splits.push_back({whole, schedule.partials});
+        for (int begin = 0; begin < tiles; begin += int(fair)) {
+          AttentionTask part = whole;
+          part.tile_begin = begin;
+          part.tile_end = std::min(tiles, begin + int(fair));
+          add(part, schedule.partials);
+        }
+        schedule.partials += int64_t(tiles) * call.group() * partial_size(call.head_size);
+        continue;
+      }
+      for (int at = (s.count - 1) / tile * tile; at >= 0; at -= tile) {
+        const int count = std::min(tile, s.count - at);
+        const int end = int((s.past + at + count + kKeyTile - 1) / kKeyTile);
+        add({s.pages, s.token + at, s.past + at, count, head, 0, end, nullptr}, -1);
+      }
+    }
+  }
+  return schedule;
+}
+
+void PagedAttention::attend(const Context& context, const AttentionCall& call, Schedule& schedule, Scratch& scratch,
+                            Scratch& partials) const {
+  float* results = partials.reserve<float>(size_t(schedule.partials));
+  for (size_t i = 0; i < schedule.tasks.size(); ++i)
+    if (schedule.offsets[i] >= 0) schedule.tasks[i].partials = results + schedule.offsets[i];
+  const auto cost = [](const AttentionTask& task) { return int64_t(task.tile_end - task.tile_begin) * task.count; };
+  std::sort(schedule.tasks.begin(), schedule.tasks.end(),
+            [&](const AttentionTask& a, const AttentionTask& b) { return cost(a) > cost(b); });
+
+  const size_t size = attention_scratch(call.head_size, call.page_tokens);
+  float* memory = scratch.reserve<float>(size * threads_);
+  std::atomic<size_t> next{0};
+  const int workers = int(std::min<size_t>(threads_, schedule.tasks.size()));
+  context.parallel(workers, [&](int worker) {
+    for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < schedule.tasks.size();)
+      kernels().attend(call, schedule.tasks[i], memory + worker * size);
+  });
+  for (const Split& split : schedule.splits)
+    kernels().merge(call, split.whole, results + split.offset, split.whole.tile_end);
+}
+
+}  // namespace
+
+const OrtCustomOp* paged_attention() {
+  static const OrtCustomOp op = describe<PagedAttention>();
+  return &op;
+}
+
+}  // namespace llmos

@@ -1,0 +1,87 @@
+// llmos.QLinear: x [.., K] times 4- or 8-bit block-quantised weights [N, K] → [.., N].
+//
+// Activations are quantised to int8 by blocks of 32; each row's result is the same whatever rows accompany it.
+#include <algorithm>
+#include <atomic>
+
+#include "kernels/kernels.h"
+#include "operator.h"
+#include "scratch.h"
+
+namespace llmos {
+namespace {
+
+class QuantisedLinear {
+ public:
+  static constexpr const char* kName = "QLinear";
+  static constexpr std::array<ElementType, 3> kInputs{kFloat, kUint8, kFloat16};
+
+  explicit QuantisedLinear(const Attributes& attributes)
+      : columns_(attributes.integer("N", 1, INT32_MAX)),
+        k_(attributes.integer("K", kBlock, INT32_MAX)),
+        bits_(attributes.integer("bits", 4, 8)),
+        threads_(attributes.threads()) {
+    require(bits_ == 4 || bits_ == 8, "bits must be 4 or 8");
+    require(k_ % kBlock == 0, "K must be a multiple of 32");
+  }
+
+  void compute(const Context& context) const {
+    const Tensor x = context.input(0);
+    const QuantisedWeights weights = read_weights(context);
+    require(x.rank >= 1 && x.columns() == k_, "x's last dimension must be K");
+    auto dims = x.dims;
+    dims[x.rank - 1] = columns_;
+    float* y = context.output(dims.data(), x.rank).as<float>();
+    const int64_t rows = x.rows();
+    if (rows == 0) return;
+    static thread_local Scratch codes, scales;
+    Activations activations{codes.reserve<int8_t>(size_t(rows * k_)), scales.reserve<float>(size_t(rows * blocks() * 2)), nullptr};
+    activations.sums = activations.scales + rows * blocks();
+    quantise(context, x.as<float>(), rows, activations);
+    multiply(context, weights, activations, rows, y);
+  }
+
+ private:
+  static constexpr int kParallelRows = 16;   // fewer are quantised by the calling thread
+  static constexpr int kTasksPerThread = 6;  // so that an interrupted core does not hold up the rest
+
+  int64_t blocks() const { return k_ / kBlock; }
+  int64_t groups() const { return (columns_ + kColumns - 1) / kColumns; }
+
+  QuantisedWeights read_weights(const Context& context) const {
+    const Tensor codes = context.input(1), scales = context.input(2);
+    require(codes.elements() == groups() * kColumns * k_ * bits_ / 8, "weight does not have the size that N, K and bits give");
+    require(scales.elements() == groups() * kColumns * blocks() * (bits_ == 4 ? 2 : 1), "scales do not have the size that N, K and bits give");
+    return {codes.as<uint8_t>(), scales.as<Half>(), columns_, k_};
+  }
+
+  void quantise(const Context& context, const float* x, int64_t rows, const Activations& a) const {
+    const int workers = rows < kParallelRows ? 1 : threads_;
+    context.parallel(workers, [&](int worker) {
+      for (int64_t r = rows * worker / workers; r < rows * (worker + 1) / workers; ++r)
+        kernels().quantise_row(x + r * k_, k_, a.codes + r * k_, a.scales + r * blocks(), a.sums + r * blocks());
+    });
+  }
+
+  void multiply(const Context& context, const QuantisedWeights& weights, const Activations& a, int64_t rows, float* y) const {
+    const auto run = bits_ == 4 ? kernels().linear4 : kernels().linear8;
+    const int64_t step = std::max<int64_t>(1, groups() / (threads_ * kTasksPerThread));
+    std::atomic<int64_t> next{0};
+    context.parallel(threads_, [&](int) {
+      for (int64_t g; (g = next.fetch_add(step, std::memory_order_relaxed)) < groups();)
+        run(weights, a, rows, g, std::min(groups(), g + step), y);
+    });
+  }
+
+  int64_t columns_, k_, bits_;
+  int threads_;
+};
+
+}  // namespace
+
+const OrtCustomOp* quantised_linear() {
+  static const OrtCustomOp op = describe<QuantisedLinear>();
+  return &op;
+}
+
+}  // namespace llmos

@@ -1,0 +1,81 @@
+// The library's C border: registration with a session, the choice of instruction set, and facts about the build.
+#include <cstdio>
+
+#include "kernels/kernels.h"
+#include "operator.h"
+
+#define LLMOS_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace llmos {
+
+#if defined(__x86_64__)
+namespace avx2 {
+extern const Kernels table;
+}
+#elif defined(__aarch64__)
+namespace neon {
+extern const Kernels table;
+}
+#endif
+namespace portable {
+extern const Kernels table;
+}
+
+namespace {
+
+// Release 1.x of ONNX Runtime from the first that was tested. Later ones keep the ABI by policy; the self-test decides.
+constexpr int kMajor = 1, kFirstMinor = 20;
+
+const Kernels& choose() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return avx2::table;
+#elif defined(__aarch64__)
+  return neon::table;
+#endif
+  return portable::table;
+}
+
+const Kernels* chosen = &choose();
+
+void add_operators(OrtSessionOptions* options) {
+  static OrtCustomOpDomain* domain = [] {
+    OrtCustomOpDomain* created = nullptr;
+    check(api->CreateCustomOpDomain("llmos", &created));
+    for (const OrtCustomOp* op : {paged_attention(), quantised_linear(), linear(), swiglu()})
+      check(api->CustomOpDomain_Add(created, op));
+    return created;
+  }();
+  check(api->AddCustomOpDomain(options, domain));
+}
+
+}  // namespace
+
+const Kernels& kernels() { return *chosen; }
+
+}  // namespace llmos
+
+LLMOS_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+  using namespace llmos;
+  api = base->GetApi(kApiVersion);
+  int major = 0, minor = 0;
+  const char* version = base->GetVersionString();
+  if (!api) return nullptr;  // nothing to report an error with; the session will not find the operators
+  if (std::sscanf(version, "%d.%d", &major, &minor) != 2 || major != kMajor || minor < kFirstMinor)
+    return failure("llmos", (std::string("built for onnxruntime >= 1.20, < 2, not ") + version).c_str());
+  return guarded("llmos", [&] { add_operators(options); });
+}
+
+LLMOS_EXPORT const char* llmos_source_hash() { return LLMOS_SOURCE_HASH; }
+
+LLMOS_EXPORT const char* llmos_compiler() { return __VERSION__; }
+
+LLMOS_EXPORT const char* llmos_instruction_set() { return llmos::kernels().name; }
+
+// For tests: use the named kernels in every session of this process; 0 if this processor cannot run them.
+LLMOS_EXPORT int llmos_use_kernels(const char* name) {
+  using namespace llmos;
+  for (const Kernels* table : {&choose(), &portable::table})
+    if (std::string(table->name) == name) return chosen = table, 1;
+  return 0;
+}
