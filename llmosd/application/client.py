@@ -1,0 +1,258 @@
+"""Talks to a daemon over HTTP: for the command line (`Client`) and for the monitor (`AsyncClient`).
+
+Whatever goes wrong is an LlmosError with the daemon's own words; an address where nothing answers is Unavailable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from llmosd.application.listing import RequestInfo
+from llmosd.errors import (
+    Cancelled,
+    ContextTooLong,
+    InvalidRequest,
+    LlmosError,
+    NotFound,
+    QueueFull,
+    StepError,
+    Unavailable,
+)
+
+DEFAULT_URL = "http://127.0.0.1:11500"
+_QUICK = httpx.Timeout(10.0, connect=3.0)
+_GENERATING = httpx.Timeout(None, connect=3.0)  # a queue may be long, and keep-alives show that it moves
+
+_LEAVES: dict[str, type[LlmosError]] = {
+    leaf.code: leaf for leaf in (Cancelled, ContextTooLong, InvalidRequest, NotFound, StepError, Unavailable)
+}
+_STATUS: dict[int, type[LlmosError]] = {400: InvalidRequest, 404: NotFound, 503: Unavailable}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Part of a streamed answer: new text, its end, or both. `usage` counts up to this piece."""
+
+    text: str = ""
+    finish: str | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer of one choice."""
+
+    text: str
+    finish: str
+    usage: Usage
+
+
+class Client:
+    """Blocking; close it, or use it in a `with`."""
+
+    def __init__(self, url: str = DEFAULT_URL) -> None:
+        self.url = url
+        self._http = httpx.Client(base_url=url, timeout=_QUICK, trust_env=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def status(self) -> dict[str, Any]:
+        return self._call("GET", "/v1/status", dict[str, Any])
+
+    def requests(self, **filters: str) -> list[RequestInfo]:
+        """Live ones first, then the last ended ones; filters are `user` and `state`."""
+        return self._call("GET", "/v1/requests", _Requests, params=filters).data
+
+    def request(self, id: str) -> RequestInfo:
+        return self._call("GET", _path(id), RequestInfo)
+
+    def cancel(self, id: str) -> RequestInfo:
+        return self._call("DELETE", _path(id), RequestInfo)
+
+    def renice(self, id: str, nice: int) -> RequestInfo:
+        return self._call("PATCH", _path(id), RequestInfo, json={"priority": nice})
+
+    def models(self) -> list[str]:
+        return [model["id"] for model in self._call("GET", "/v1/models", _Models).data]
+
+    def chat_stream(self, messages: Sequence[Mapping[str, str]], model: str, **params: Any) -> Iterator[Piece]:
+        """Pieces as they come; leaving the iterator cancels the request."""
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        body = {"model": model, "messages": messages, **params, "stream": True, "stream_options": options}
+        with (
+            _reaching(self.url),
+            self._http.stream("POST", "/v1/chat/completions", json=body, timeout=_GENERATING) as response,
+        ):
+            if response.is_error:
+                response.read()
+                raise _error(response)
+            for line in response.iter_lines():
+                if line.startswith("data: ") and (piece := _piece(line.removeprefix("data: "))):
+                    yield piece
+
+    def complete(self, prompt: str | Sequence[int], model: str, **params: Any) -> Answer:
+        """The whole continuation of one prompt."""
+        body = {"model": model, "prompt": prompt, **params}
+        completion = self._call("POST", "/v1/completions", _Completion, json=body, timeout=_GENERATING)
+        return Answer(completion.choices[0].text, completion.choices[0].finish_reason, completion.usage)
+
+    def _call(self, method: str, path: str, type_: type[T], **options: Any) -> T:
+        with _reaching(self.url):
+            return _decoded(self._http.request(method, path, **options), type_)
+
+
+class AsyncClient:
+    """What a monitor needs, on its event loop."""
+
+    def __init__(self, url: str = DEFAULT_URL) -> None:
+        self.url = url
+        self._http = httpx.AsyncClient(base_url=url, timeout=_QUICK, trust_env=False)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def status(self) -> dict[str, Any]:
+        return await self._call("GET", "/v1/status", dict[str, Any])
+
+    async def requests(self, **filters: str) -> list[RequestInfo]:
+        return (await self._call("GET", "/v1/requests", _Requests, params=filters)).data
+
+    async def cancel(self, id: str) -> RequestInfo:
+        return await self._call("DELETE", _path(id), RequestInfo)
+
+    async def renice(self, id: str, nice: int) -> RequestInfo:
+        return await self._call("PATCH", _path(id), RequestInfo, json={"priority": nice})
+
+    async def _call(self, method: str, path: str, type_: type[T], **options: Any) -> T:
+        with _reaching(self.url):
+            return _decoded(await self._http.request(method, path, **options), type_)
+
+
+# ---------------------------------------------------------------- what the daemon answers
+
+
+class _Requests(msgspec.Struct):
+    data: list[RequestInfo]
+
+
+class _Models(msgspec.Struct):
+    data: list[dict[str, Any]]
+
+
+class _TextChoice(msgspec.Struct):
+    text: str
+    finish_reason: str
+
+
+class _Completion(msgspec.Struct):
+    choices: list[_TextChoice]
+    usage: Usage
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+
+
+class _ChunkChoice(msgspec.Struct):
+    delta: _Delta
+    finish_reason: str | None = None
+
+
+class _ErrorDetail(msgspec.Struct):
+    message: str
+    code: str | None = None
+    param: str | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_ChunkChoice] = []
+    usage: Usage | None = None
+    error: _ErrorDetail | None = None
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _ErrorDetail
+
+
+@contextmanager
+def _reaching(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        raise InvalidRequest(f"{url!r} is no HTTP address: {error}") from None
+    except httpx.ConnectError:
+        raise Unavailable(f"no daemon answers at {url}: start it with `llmosd start`") from None
+    except httpx.TimeoutException:
+        raise Unavailable(f"the daemon at {url} does not answer in time; `llmosd doctor` may say why") from None
+    except httpx.HTTPError as error:
+        raise Unavailable(f"the connection to the daemon at {url} broke: {error}") from error
+
+
+def _path(id: str) -> str:
+    return f"/v1/requests/{quote(id, safe='')}"
+
+
+def _decoded(response: httpx.Response, type_: type[T]) -> T:
+    if response.is_error:
+        raise _error(response)
+    try:
+        return msgspec.json.decode(response.content, type=type_)
+    except msgspec.MsgspecError as error:
+        raise Unavailable(f"what answers at {response.url} is no llmosd daemon: {error}") from None
+
+
+def _error(response: httpx.Response) -> LlmosError:
+    try:
+        detail = msgspec.json.decode(response.content, type=_ErrorBody).error
+    except msgspec.MsgspecError:
+        return Unavailable(f"what answers at {response.url} is no llmosd daemon (HTTP {response.status_code})")
+    if response.status_code == 429:
+        return QueueFull(detail.message, retry_after_s=float(response.headers.get("retry-after", "1")))
+    return _leaf(detail, response.status_code)
+
+
+def _leaf(detail: _ErrorDetail, status: int) -> LlmosError:
+    leaf = _LEAVES.get(detail.code or "") or _STATUS.get(status, LlmosError)
+    return leaf(detail.message, param=detail.param)
+
+
+def _piece(data: str) -> Piece | None:
+    """None for the end mark and for a chunk that says nothing new. Raises the error that ended the stream."""
+    if data == "[DONE]":
+        return None
+    chunk = msgspec.json.decode(data, type=_Chunk)
+    if chunk.error is not None:
+        raise _leaf(chunk.error, 500)
+    if not chunk.choices:
+        return None
+    choice = chunk.choices[0]
+    return Piece(choice.delta.content or "", choice.finish_reason, chunk.usage)

@@ -1,0 +1,84 @@
+"""The HTTP API: routes and what stands before them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from llmosd.application.http.chat import ChatEndpoint
+from llmosd.application.http.completions import CompletionsEndpoint
+from llmosd.application.http.edge import Edge, Observe
+from llmosd.application.http.errors import on_http_error, on_llmos_error
+from llmosd.application.http.generation import Backing
+from llmosd.application.http.models import ModelsEndpoint
+from llmosd.application.http.reply import ok
+from llmosd.application.http.requests import RequestsEndpoint
+from llmosd.application.service import Phase, Service
+from llmosd.errors import LlmosError, Unavailable
+
+Status = Callable[[], Mapping[str, Any]]
+
+
+def create_app(
+    backing: Backing, *, host: str, registry: CollectorRegistry, status: Status, observe: Observe
+) -> Starlette:
+    """`host` is the address the server is bound to, `status` gives what `llmosd status --json` shows, `observe`
+    counts HTTP requests. The application has no life of its own: service and server are started and stopped outside.
+    """
+    service, models, requests = backing.service, ModelsEndpoint(backing), RequestsEndpoint(backing.service)
+    routes = [
+        Route("/v1/chat/completions", ChatEndpoint(backing).post, methods=["POST"]),
+        Route("/v1/completions", CompletionsEndpoint(backing).post, methods=["POST"]),
+        Route("/v1/models", models.list, methods=["GET"]),
+        Route("/v1/models/{id:path}", models.get, methods=["GET"]),
+        Route("/v1/requests", requests.list, methods=["GET"]),
+        Route("/v1/requests/{id}", requests.one, methods=["GET", "DELETE", "PATCH"]),
+        Route("/v1/status", _status(status), methods=["GET"]),
+        Route("/health", _health(service), methods=["GET"]),
+        Route("/metrics", _metrics(registry), methods=["GET"]),
+    ]
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(Edge, service=service, host=host, observe=observe)],
+        exception_handlers={LlmosError: on_llmos_error, HTTPException: on_http_error},
+    )
+
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def _status(status: Status) -> Endpoint:
+    async def get(_request: Request) -> Response:
+        return ok(status())
+
+    return get
+
+
+def _health(service: Service) -> Endpoint:
+    """For load balancers: 503 while no new requests are taken."""
+
+    async def get(_request: Request) -> Response:
+        if service.phase is not Phase.SERVING:
+            raise Unavailable(f"the daemon is {service.phase}")
+        return ok({"status": "ok"})
+
+    return get
+
+
+def _metrics(registry: CollectorRegistry) -> Endpoint:
+    """In the format that the scraper's Accept header asks for."""
+
+    async def get(request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(registry), headers={"Content-Type": content_type})
+
+    return get

@@ -1,0 +1,80 @@
+"""JSON objects into typed structs, with the offending field's name in every error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from llmosd.application.http.errors import BodyTooLarge
+from llmosd.errors import InvalidRequest
+
+MAX_BODY = 8 * 2**20
+_SHOWN_NAME = 100  # characters of a client's field name that an error repeats
+_PATH = re.compile(r"^(?P<what>.*) - at `\$\.?(?P<path>.*)`$", re.DOTALL)
+_MISSING = re.compile(r"missing required field `(?P<field>\w+)`")
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+async def read_body(request: Request) -> bytes:
+    """The whole body; raises BodyTooLarge as soon as it is known to exceed MAX_BODY."""
+    declared = request.headers.get("content-length", "0")
+    body = bytearray()
+    if int(declared) <= MAX_BODY:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY:
+                break
+        else:
+            return bytes(body)
+    raise BodyTooLarge(f"the body exceeds {MAX_BODY} bytes")
+
+
+def decode_object(
+    raw: bytes | msgspec.Raw, type_: type[T], unimplemented: Mapping[str, tuple[Any, ...]], where: str = ""
+) -> T:
+    """`raw` as `type_`. Raises InvalidRequest for what is no JSON, no object, mistyped, missing, unknown, or asks for
+    something in `unimplemented` (field → the values that ask for nothing); `where` is the object's place in the body.
+    """
+    try:
+        fields = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        for name in fields.keys() - set(type_.__struct_fields__):
+            _refuse(name, fields[name], unimplemented, where)
+        return msgspec.json.decode(raw, type=type_)
+    except msgspec.ValidationError as error:
+        raise _explained(str(error), where) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply", param=where or None) from None
+
+
+def _refuse(name: str, value: msgspec.Raw, unimplemented: Mapping[str, tuple[Any, ...]], where: str) -> None:
+    param = _join(where, name)[:_SHOWN_NAME]
+    if name not in unimplemented:
+        raise InvalidRequest(f"unknown field {param!r}", param=param)
+    if _canonical(msgspec.json.decode(value)) not in map(_canonical, unimplemented[name]):
+        defaults = " or ".join(_canonical(default).decode() for default in unimplemented[name])
+        raise InvalidRequest(f"{param} is not implemented: leave it out, or give {defaults}", param=param)
+
+
+def _canonical(value: Any) -> bytes:
+    """Equal exactly for equal JSON values; in Python 1 == True."""
+    return msgspec.json.encode(value, order="deterministic")
+
+
+def _explained(message: str, where: str) -> InvalidRequest:
+    match = _PATH.match(message)
+    what, path = (match["what"], _join(where, match["path"])) if match else (message, where)
+    if missing := _MISSING.search(what):
+        path = _join(path, missing["field"])
+        return InvalidRequest(f"{path} is required", param=path)
+    return InvalidRequest(f"{path or 'the body'}: {what}", param=path or None)
+
+
+def _join(where: str, name: str) -> str:
+    return f"{where}.{name}" if where and name and not name.startswith("[") else where + name

@@ -1,0 +1,104 @@
+"""What every HTTP request passes first: its id, the checks against hostile web pages, and what is counted of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llmosd.application.http.errors import Forbidden, defect_response, error_response
+from llmosd.application.service import Service
+from llmosd.types import Nanoseconds, RequestId
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ID, _ARRIVED = "request_id", "arrived"
+
+Observe = Callable[[str, str, int], None]  # method, route, status
+
+
+def request_id(request: Request) -> RequestId:
+    id: RequestId = request.scope["state"][_ID]
+    return id
+
+
+def arrived(request: Request) -> Nanoseconds:
+    """When its headers were here."""
+    time: Nanoseconds = request.scope["state"][_ARRIVED]
+    return time
+
+
+class Edge:
+    """ASGI middleware, outermost.
+
+    Every answer carries `X-Request-Id`: the client's own where that is sane and not taken, else a new one. A web page
+    must not reach a daemon through its visitor's browser: its requests carry an `Origin` that is not this server's,
+    and after DNS rebinding a `Host` that is no name of loopback. Both are refused, and no CORS header is sent.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, host: str, observe: Observe) -> None:
+        self._app = app
+        self._service = service
+        self._loopback_only = is_loopback(host)
+        self._observe = observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = Headers(scope=scope)
+        id = self._id(headers.get("x-request-id", ""))
+        scope.setdefault("state", {}).update({_ID: id, _ARRIVED: self._service.clock()})
+        status = 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = id
+            await send(message)
+
+        try:
+            self._check_origin(headers)
+            await self._app(scope, receive, send_marked)
+        except Forbidden as error:
+            await error_response(error)(scope, receive, send_marked)
+        except Exception:
+            if not status:
+                await defect_response()(scope, receive, send_marked)
+            raise
+        finally:
+            if status:
+                self._observe(scope["method"], getattr(scope.get("route"), "path", "unknown"), status)
+
+    def _id(self, wanted: str) -> RequestId:
+        if _SANE_ID.fullmatch(wanted) and not self._service.knows(wanted):
+            return wanted
+        return self._service.new_id()
+
+    def _check_origin(self, headers: Headers) -> None:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if self._loopback_only and not is_loopback(_name(host)):
+            raise Forbidden(f"this daemon serves its own machine only, not the host {host[:100]!r}")
+        if origin is not None and origin.partition("://")[2] != host:
+            raise Forbidden("requests from web pages of other origins are refused")
+
+
+def is_loopback(name: str) -> bool:
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _name(host: str) -> str:
+    """The host name of a Host header, without port and brackets; empty where it is malformed."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""

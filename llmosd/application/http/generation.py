@@ -1,0 +1,211 @@
+"""What both generating endpoints share: bodies to requests, requests to one ordered stream of choices."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+import msgspec
+from starlette.requests import Request
+
+from llmosd.application.http.edge import arrived, request_id
+from llmosd.application.http.errors import ModelNotFound, error_body
+from llmosd.application.http.schema import GenerationBody, StreamOptions, user_of
+from llmosd.application.http.sse import DONE, EventStream, on_disconnect, sse
+from llmosd.application.prompts import Prompts
+from llmosd.application.service import Service
+from llmosd.application.stream import RequestStream
+from llmosd.errors import LlmosError
+from llmosd.types import FinishReason, Output, RequestSpec, Sampling, TokenLogprob
+
+_LABEL = 60  # characters of a prompt that a monitor shows, where the user turned log_prompts on
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The one that is served, as clients see it."""
+
+    id: str
+    context: int
+    created: int
+
+
+@dataclass(frozen=True, slots=True)
+class Backing:
+    """What a generating endpoint stands on."""
+
+    service: Service
+    prompts: Prompts
+    model: Model
+    log_prompts: bool = False
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+UsageField = Usage | msgspec.UnsetType | None  # of a chunk
+
+
+@dataclass(slots=True)
+class Choice:
+    """One finished alternative of one prompt."""
+
+    index: int
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: FinishReason | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    def add(self, output: Output) -> None:
+        self.texts.append(output.text)
+        self.logprobs.extend(output.logprobs)
+        self.finish = output.finish or self.finish
+
+
+class Generation:
+    """The requests behind one HTTP request: a prompt each, n choices each, numbered prompt × n + choice."""
+
+    def __init__(self, streams: Sequence[RequestStream], prompt_tokens: int, n: int) -> None:
+        self._streams = streams
+        self._prompt_tokens = prompt_tokens
+        self._completion_tokens = 0
+        self._n = n
+
+    @property
+    def usage(self) -> Usage:
+        """So far. A prompt counts once however many choices it has."""
+        total = self._prompt_tokens + self._completion_tokens
+        return Usage(self._prompt_tokens, self._completion_tokens, total)
+
+    def running_usage(self, options: StreamOptions) -> UsageField:
+        """On a chunk before the last: null where the figures will come at the end, as in OpenAI's streams."""
+        if options.continuous_usage_stats:
+            return self.usage
+        return None if options.include_usage else msgspec.UNSET
+
+    async def outputs(self) -> AsyncGenerator[tuple[int, Output], None]:
+        """(choice index, output) as they come. Raises what ended a request early."""
+        async with aclosing(_merged(self._streams)) as outputs:
+            async for prompt, output in outputs:
+                self._completion_tokens += len(output.tokens)
+                yield prompt * self._n + output.choice, output
+
+    async def choices(self, request: Request) -> list[Choice]:
+        """All of them, complete. A client that leaves meanwhile cancels the requests."""
+        choices = [Choice(index) for index in range(len(self._streams) * self._n)]
+        try:
+            async with on_disconnect(request.receive, self.abandon):
+                async for index, output in self.outputs():
+                    choices[index].add(output)
+        finally:
+            self.close()
+        return choices
+
+    def abandon(self) -> None:
+        self._close("the client disconnected")
+
+    def close(self) -> None:
+        """Cancel what has not ended, as when another prompt's request failed."""
+        self._close("the answer it belonged to was given up")
+
+    def _close(self, reason: str) -> None:
+        for stream in self._streams:
+            stream.close(reason)
+
+
+async def begin(
+    request: Request,
+    backing: Backing,
+    body: GenerationBody,
+    sampling: Sampling,
+    prompts: Sequence[list[int]],
+    text: str,
+) -> Generation:
+    """Submit one request a prompt; all are accepted or none is. Raises what the service raises."""
+    spec = RequestSpec(
+        id=request_id(request),
+        model=backing.model.id,
+        prompt=(),
+        sampling=sampling,
+        user=user_of(body),
+        nice=body.nice,
+        arrived=arrived(request),
+        created_at=time.time(),
+        label=_label(text) if backing.log_prompts else "",
+    )
+    specs = [replace(spec, prompt=prompt, id=_numbered(spec.id, i)) for i, prompt in enumerate(prompts)]
+    results = await asyncio.gather(*map(backing.service.submit, specs), return_exceptions=True)
+    streams = [result for result in results if isinstance(result, RequestStream)]
+    generation = Generation(streams, sum(map(len, prompts)), sampling.n)
+    if errors := [result for result in results if isinstance(result, BaseException)]:
+        generation.close()
+        raise errors[0]
+    return generation
+
+
+def check_model(backing: Backing, name: str) -> None:
+    if name != backing.model.id:
+        raise ModelNotFound(f"the model {name!r} is not served here; {backing.model.id!r} is", param="model")
+
+
+Encode = Callable[[int, Output], Sequence[msgspec.Struct]]
+
+
+def streamed(
+    generation: Generation, options: StreamOptions, encode: Encode, last: Callable[[], msgspec.Struct]
+) -> EventStream:
+    """`encode` makes an output's chunks; `last` the one with the usage figures, sent where they were asked for."""
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        try:
+            async for index, output in generation.outputs():
+                yield sse(*encode(index, output))
+            yield sse(last()) + DONE if options.include_usage else DONE
+        except LlmosError as error:
+            yield sse(error_body(error))
+        finally:
+            generation.close()
+
+    return EventStream(events(), generation.abandon)
+
+
+async def _merged(streams: Sequence[RequestStream]) -> AsyncGenerator[tuple[int, Output], None]:
+    """(stream's index, output) of several streams in the order in which they come; raises the first error of any."""
+    queue: asyncio.Queue[tuple[int, Output] | LlmosError | None] = asyncio.Queue()
+
+    async def pump(index: int, stream: RequestStream) -> None:
+        try:
+            async for output in stream:
+                queue.put_nowait((index, output))
+            queue.put_nowait(None)
+        except LlmosError as error:
+            queue.put_nowait(error)
+
+    pumps = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
+    try:
+        for _ in streams:
+            while (item := await queue.get()) is not None:
+                if isinstance(item, LlmosError):
+                    raise item
+                yield item
+    finally:
+        for task in pumps:
+            task.cancel()
+
+
+def _numbered(id: str, prompt: int) -> str:
+    return f"{id}-{prompt}" if prompt else id
+
+
+def _label(text: str) -> str:
+    """The prompt's beginning on one line, without anything that drives a terminal."""
+    return "".join(character for character in " ".join(text.split()) if character.isprintable())[:_LABEL]

@@ -1,0 +1,217 @@
+"""Prometheus metrics, fed by the engine's batches.
+
+Names of the `vllm:` family are used where the meaning is vLLM's, so that its dashboards, routers and benchmarks work
+unchanged; what has no counterpart there is `llmos_…`. Latencies are vLLM's definitions: time to first token counts
+from arrival, tokenisation included; the queue time ends when a request is first scheduled; gaps between tokens include
+a preemption between them; requests that were cancelled or failed have no latencies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from llmosd.application.engine import Batch
+from llmosd.types import (
+    Accepted,
+    Ended,
+    Event,
+    KernelStats,
+    Nanoseconds,
+    Output,
+    RequestId,
+    RequestView,
+    State,
+    StateChanged,
+    StepStats,
+)
+
+_TTFT = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.25, 2.5, 5, 10, 20, 40, 80, 160)
+_GAP = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10)
+_REQUEST = (0.01, 0.03, 0.1, 0.3, 0.6, 1, 2, 3, 5, 10, 20, 30, 60, 120, 300, 600, 1800)
+_STEP = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
+_TOKENS = tuple(2**power for power in range(16))
+
+# Why a request ended, in vLLM's words.
+_FINISHED_REASON = {State.CANCELLED: "abort", State.FAILED: "error"}
+
+
+@dataclass(slots=True)
+class _Life:
+    """What is remembered of a live request to time it."""
+
+    arrived: Nanoseconds
+    accepted: Nanoseconds
+    prompt_tokens: int
+    scheduled: Nanoseconds | None = None
+    first: Nanoseconds | None = None
+    last: dict[int, Nanoseconds] = field(default_factory=dict)  # choice → when its latest token came
+
+
+class Metrics:
+    """One registry of its own; `observe` is to be subscribed to the service's batches."""
+
+    def __init__(self, model: str) -> None:
+        self.registry = CollectorRegistry()
+        self._model = model
+        self._lives: dict[RequestId, _Life] = {}
+        self._kernel = _KernelCollector(model)
+        self.registry.register(self._kernel)
+        self._make_latencies()
+        self._make_counters()
+
+    def observe(self, batch: Batch) -> None:
+        self._kernel.stats = batch.stats
+        for event in batch.events:
+            self._on_event(event)
+        if batch.step:
+            self._on_step(batch.step)
+
+    def count_http(self, method: str, route: str, status: int) -> None:
+        self._http.labels(method, route, str(status)).inc()
+
+    def gauge(self, name: str, documentation: str, read: Callable[[], float | None]) -> None:
+        """A value read at every scrape; None leaves it out."""
+        self.registry.register(_ReadCollector(GaugeMetricFamily, name, documentation, read))
+
+    def counter(self, name: str, documentation: str, read: Callable[[], float | None]) -> None:
+        """A total kept elsewhere, read at every scrape; None leaves it out."""
+        self.registry.register(_ReadCollector(CounterMetricFamily, name, documentation, read))
+
+    # ------------------------------------------------------------ what there is
+
+    def _make_latencies(self) -> None:
+        self._ttft = self._histogram("vllm:time_to_first_token_seconds", "Arrival to first token", _TTFT)
+        self._itl = self._histogram("vllm:inter_token_latency_seconds", "Gap between tokens of one choice", _GAP)
+        self._e2e = self._histogram("vllm:e2e_request_latency_seconds", "Arrival to end", _REQUEST)
+        self._queue = self._histogram("vllm:request_queue_time_seconds", "Queued until first scheduled", _REQUEST)
+        self._prefill = self._histogram("vllm:request_prefill_time_seconds", "First scheduled to first token", _REQUEST)
+        self._decode = self._histogram("vllm:request_decode_time_seconds", "First to last token", _REQUEST)
+        self._preempted = self._histogram("llmos_request_preempted_time_seconds", "Time without pages", _REQUEST)
+        self._iteration = self._histogram("vllm:iteration_tokens_total", "Tokens of one engine step", _TOKENS)
+        self._step = self._histogram("llmos_step_seconds", "Plan, execute and commit of one engine step", _STEP)
+
+    def _make_counters(self) -> None:
+        def counter(name: str, documentation: str, *labels: str) -> Counter:
+            return Counter(name, documentation, ("model_name", *labels), registry=self.registry)
+
+        self._prompt_tokens = counter("vllm:prompt_tokens", "Prompt tokens prefilled, each once").labels(self._model)
+        self._success = counter("vllm:request_success", "Ended choices", "finished_reason")
+        self._preemptions = counter("llmos_preemptions", "Preemptions", "reason")
+        self._run = counter("llmos_step_run_seconds", "Step time inside ONNX Runtime").labels(self._model)
+        self._overhead = counter("llmos_step_overhead_seconds", "Step time outside ONNX Runtime").labels(self._model)
+        self._http = Counter(
+            "llmos_http_requests", "Answered HTTP requests", ("method", "route", "status"), registry=self.registry
+        )
+
+    def _histogram(self, name: str, documentation: str, buckets: Iterable[float]) -> Histogram:
+        histogram = Histogram(name, documentation, ("model_name",), registry=self.registry, buckets=tuple(buckets))
+        return histogram.labels(self._model)
+
+    # ------------------------------------------------------------ what happens
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case Output(id=id) if event.tokens and (life := self._lives.get(id)):
+                self._on_tokens(life, event)
+            case Accepted(request=view):
+                self._lives[view.id] = _Life(view.arrived, view.arrived + view.times.total, view.prompt_tokens)
+            case StateChanged(id=id, new=State.PREFILL) if life := self._lives.get(id):
+                life.scheduled = event.now if life.scheduled is None else life.scheduled
+            case StateChanged(new=State.PREEMPTED, reason=reason):
+                self._preemptions.labels(self._model, reason).inc()
+            case Ended(request=view, now=now) if life := self._lives.pop(view.id, None):
+                self._on_ended(life, view, now)
+
+    def _on_tokens(self, life: _Life, output: Output) -> None:
+        if life.first is None:
+            life.first = output.now
+            self._ttft.observe(_s(output.now - life.arrived))
+            self._prompt_tokens.inc(life.prompt_tokens)
+        if (last := life.last.get(output.choice)) is not None:
+            self._itl.observe(_s(output.now - last))
+        life.last[output.choice] = output.now
+
+    def _on_ended(self, life: _Life, view: RequestView, now: Nanoseconds) -> None:
+        if reason := _FINISHED_REASON.get(view.state):
+            self._success.labels(self._model, reason).inc()
+            return
+        for reason in (view.finish or "").split(","):
+            self._success.labels(self._model, reason).inc()
+        self._e2e.observe(_s(now - life.arrived))
+        self._preempted.observe(_s(view.times.preempted))
+        if life.scheduled is not None and life.first is not None:
+            self._queue.observe(_s(life.scheduled - life.accepted))
+            self._prefill.observe(_s(life.first - life.scheduled))
+            self._decode.observe(_s(max(life.last.values()) - life.first))
+
+    def _on_step(self, step: StepStats) -> None:
+        total = step.plan_ns + step.execute_ns + step.commit_ns
+        self._iteration.observe(step.prefill_tokens + step.decode_tokens)
+        self._step.observe(_s(total))
+        self._run.inc(_s(step.run_ns))
+        self._overhead.inc(_s(max(0, total - step.run_ns)))
+
+
+class _KernelCollector(Collector):
+    """The kernel's own gauges and totals, as of the latest batch."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self.stats: KernelStats | None = None
+
+    def collect(self) -> Iterable[Metric]:
+        if (stats := self.stats) is None:
+            return
+        usage = stats.pages_used / stats.pages_total
+        yield self._gauge("vllm:num_requests_running", "Requests that run", stats.running)
+        yield self._gauge("vllm:num_requests_waiting", "Requests that wait", stats.waiting)
+        yield self._gauge("vllm:kv_cache_usage_perc", "Share of KV pages in use, 1 is all", usage)
+        yield self._gauge("llmos_requests_prefilling", "Running requests that are in prefill", stats.prefilling)
+        yield self._gauge("llmos_slots", "Sequences that can run at once", stats.slots)
+        yield self._gauge("llmos_pages", "Pages of the KV pool", stats.pages_total)
+        yield self._gauge("llmos_pages_used", "Pages in use", stats.pages_used)
+        yield self._gauge("llmos_pages_shared", "Pages that more than one sequence holds", stats.pages_shared)
+        yield self._counter("vllm:num_preemptions", "Preemptions", stats.preemptions)
+        yield self._counter("vllm:generation_tokens", "Generated tokens", stats.generated_tokens)
+        yield self._counter("llmos_prefill_tokens", "Prefilled tokens, recomputation included", stats.prompt_tokens)
+        yield self._counter("llmos_requests_accepted", "Accepted requests", stats.accepted)
+
+    def _gauge(self, name: str, documentation: str, value: float) -> Metric:
+        family = GaugeMetricFamily(name, documentation, labels=["model_name"])
+        family.add_metric([self._model], value)
+        return family
+
+    def _counter(self, name: str, documentation: str, value: float) -> Metric:
+        family = CounterMetricFamily(name, documentation, labels=["model_name"])
+        family.add_metric([self._model], value)
+        return family
+
+
+class _ReadCollector(Collector):
+    """One number that somebody else keeps."""
+
+    def __init__(
+        self,
+        family: type[GaugeMetricFamily] | type[CounterMetricFamily],
+        name: str,
+        documentation: str,
+        read: Callable[[], float | None],
+    ) -> None:
+        self._family, self._name, self._documentation, self._read = family, name, documentation, read
+
+    def describe(self) -> Iterable[Metric]:
+        """Lets the registry refuse a second metric of this name without reading a value."""
+        return [self._family(self._name, self._documentation)]
+
+    def collect(self) -> Iterable[Metric]:
+        if (value := self._read()) is not None:
+            yield self._family(self._name, self._documentation, value=value)
+
+
+def _s(time: Nanoseconds) -> float:
+    return time / 1e9

@@ -1,0 +1,71 @@
+"""A request as JSON shows it: over HTTP, on the command line, in the store's queries under the same names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmosd.types import Nanoseconds, RequestView
+
+
+@dataclass(frozen=True, slots=True)
+class RequestInfo:
+    """Times are milliseconds; the parts of `total_ms` are its time split, up to now for a live request."""
+
+    id: str
+    user: str
+    model: str
+    state: str
+    nice: int
+    position: int | None
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    max_tokens: int
+    n: int
+    pages: int
+    preemptions: int
+    created_at: float
+    queued_ms: float
+    prefill_ms: float
+    decode_ms: float
+    preempted_ms: float
+    other_ms: float
+    total_ms: float
+    ttft_ms: float | None
+    finish: str | None
+    error: str | None
+    label: str
+
+    @classmethod
+    def of(cls, view: RequestView) -> RequestInfo:
+        times = view.times
+        return cls(
+            id=view.id,
+            user=view.user,
+            model=view.model,
+            state=view.state,
+            nice=view.nice,
+            position=view.position,
+            prompt_tokens=view.prompt_tokens,
+            cached_tokens=view.cached_tokens,
+            completion_tokens=view.completion_tokens,
+            max_tokens=view.max_tokens,
+            n=view.n,
+            pages=view.pages,
+            preemptions=view.preemptions,
+            created_at=view.created_at,
+            queued_ms=_ms(times.queued),
+            prefill_ms=_ms(times.prefill),
+            decode_ms=_ms(times.decode),
+            preempted_ms=_ms(times.preempted),
+            other_ms=_ms(times.other),
+            total_ms=_ms(times.total),
+            ttft_ms=None if view.first_token is None else _ms(view.first_token - view.arrived),
+            finish=view.finish,
+            error=view.error,
+            label=view.label,
+        )
+
+
+def _ms(time: Nanoseconds) -> float:
+    return time / 1e6

@@ -1,0 +1,267 @@
+"""The event loop's side of the engine: all that HTTP, bus and store talk to.
+
+Commands go to the engine's thread and come back as replies; events come in batches, one a step, and are handed to the
+streams and to whoever subscribed. Everything here runs on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from typing import Any
+
+from llmosd.application.engine import Batch, Cancel, Command, Engine, Inspect, Renice, Submit
+from llmosd.application.stream import RequestStream
+from llmosd.errors import InvalidRequest, LlmosError, NotFound, QueueFull, Unavailable
+from llmosd.types import (
+    Accepted,
+    Ended,
+    Event,
+    KernelStats,
+    Nanoseconds,
+    Output,
+    RequestId,
+    RequestSpec,
+    RequestView,
+    State,
+    StateChanged,
+)
+
+log = logging.getLogger(__name__)
+
+HISTORY = 1000  # ended requests that can still be looked up
+_RATE_WINDOW: Nanoseconds = 60 * 10**9
+_LONGEST_RETRY_S = 3600.0
+
+
+class Phase(StrEnum):
+    """Where the daemon is in its life; requests are taken only while it serves."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+
+
+OnAccept = Callable[[RequestView], Awaitable[None]]
+
+
+async def _nothing_to_record(_view: RequestView) -> None:
+    return None
+
+
+class Service:
+    """Submits, cancels, lists; one dispatcher for everything the engine says.
+
+    `dispatch` is what the engine's `deliver` must reach on the event loop. `on_accept` makes a request durable: a
+    request is answered only after it returned.
+    """
+
+    def __init__(
+        self, engine: Engine, *, on_accept: OnAccept = _nothing_to_record, clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        self.phase = Phase.STARTING
+        self.stats: KernelStats | None = None
+        self._engine = engine
+        self._on_accept = on_accept
+        self.clock = clock
+        self._tickets = itertools.count(1)
+        self._replies: dict[int, asyncio.Future[Any]] = {}
+        self._opening: dict[int, RequestId] = {}  # tickets of submits that are not answered yet
+        self._streams: dict[RequestId, RequestStream] = {}
+        self._ended: dict[RequestId, RequestView] = {}
+        self._subscribers: list[Callable[[Batch], None]] = []
+        self._departures = Departures()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    # ------------------------------------------------------------ commands
+
+    async def submit(self, spec: RequestSpec) -> RequestStream:
+        """Accepted and recorded when this returns. Raises InvalidRequest, ContextTooLong, QueueFull, Unavailable."""
+        if self.phase is not Phase.SERVING:
+            raise Unavailable(f"the daemon is {self.phase}: no new requests are taken")
+        if self.knows(spec.id):
+            raise InvalidRequest(f"the request id {spec.id!r} is taken")
+        command = Submit(next(self._tickets), spec)
+        stream = self._open(command)
+        try:
+            await self._ask(command)
+            await self._on_accept(stream.view)
+        except QueueFull as error:
+            raise QueueFull(error.message, retry_after_s=self.retry_after_s()) from None
+        except BaseException:
+            stream.close("it could not be recorded, or its caller went away before it was accepted")
+            raise
+        return stream
+
+    async def cancel(self, id: RequestId, reason: str) -> RequestView:
+        """The view it ended with. Raises NotFound where it is unknown or has ended."""
+        self._check_live(id)
+        await self._ask(Cancel(next(self._tickets), id, reason))
+        return await self.get(id)
+
+    async def renice(self, id: RequestId, nice: int) -> RequestView:
+        """Raises NotFound where it is unknown or has ended, InvalidRequest where `nice` is out of range."""
+        self._check_live(id)
+        view: RequestView = await self._ask(Renice(next(self._tickets), id, nice))
+        return view
+
+    async def requests(self) -> list[RequestView]:
+        """Live ones first, each group youngest first; the last `HISTORY` ended ones are remembered."""
+        stats: KernelStats = await self._ask(Inspect(next(self._tickets)))
+        live = [view for view in stats.requests if view.id not in self._ended]
+        return sorted(live, key=_arrived, reverse=True) + sorted(self._ended.values(), key=_arrived, reverse=True)
+
+    async def get(self, id: RequestId) -> RequestView:
+        """Raises NotFound for one that never was or is forgotten."""
+        if id in self._ended:
+            return self._ended[id]
+        found = next((view for view in await self.requests() if view.id == id), None)
+        if found is None:
+            raise NotFound(f"no request {id!r} (the last {HISTORY} ended ones are remembered)")
+        return found
+
+    def knows(self, id: RequestId) -> bool:
+        return id in self._streams or id in self._ended
+
+    def new_id(self) -> RequestId:
+        return uuid.uuid4().hex
+
+    # ------------------------------------------------------------ life
+
+    def subscribe(self, callback: Callable[[Batch], None]) -> None:
+        """`callback` gets every batch, on the event loop, after the streams had it."""
+        self._subscribers.append(callback)
+
+    async def idle(self) -> None:
+        """Returns when no request is live."""
+        await self._idle.wait()
+
+    def abort(self, message: str) -> None:
+        """The engine is gone: whoever waits for it gets Unavailable."""
+        self.phase = Phase.DRAINING
+        for reply in self._replies.values():
+            if not reply.done():
+                reply.set_exception(Unavailable(message))
+        for stream in self._streams.values():
+            stream.abort(Unavailable(message))
+        self._replies.clear()
+        self._streams.clear()
+        self._idle.set()
+
+    def retry_after_s(self) -> float:
+        """Seconds until the queue that is there now has been served, at the rate at which requests finish."""
+        waiting = self.stats.waiting if self.stats else 1
+        return min(_LONGEST_RETRY_S, max(1.0, waiting / self._departures.per_s(self.clock())))
+
+    # ------------------------------------------------------------ what the engine says
+
+    def dispatch(self, batch: Batch) -> None:
+        self.stats = batch.stats
+        for event in batch.events:
+            self._on_event(event)
+        for reply in batch.replies:
+            self._on_reply(reply.ticket, reply.value)
+        for callback in self._subscribers:
+            try:
+                callback(batch)
+            except Exception:
+                log.exception("a subscriber of the engine's batches failed")
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case Output(id=id):
+                if stream := self._streams.get(id):
+                    stream.put(event)
+            case StateChanged(id=id, new=State.CANCELLED | State.FAILED, reason=reason):
+                if stream := self._streams.get(id):
+                    stream.explain(reason)
+            case Accepted(request=view):
+                if stream := self._streams.get(view.id):
+                    stream.view = view
+            case Ended(request=view, now=now):
+                self._on_ended(view, now)
+
+    def _on_ended(self, view: RequestView, now: Nanoseconds) -> None:
+        self._ended[view.id] = view
+        if len(self._ended) > HISTORY:
+            del self._ended[next(iter(self._ended))]
+        if view.state is State.FINISHED:
+            self._departures.add(now)
+        if stream := self._forget(view.id):
+            stream.end(view)
+
+    def _on_reply(self, ticket: int, value: object) -> None:
+        reply = self._replies.pop(ticket, None)
+        opening = self._opening.pop(ticket, None)
+        if isinstance(value, LlmosError) and opening and (stream := self._forget(opening)):
+            stream.abort(value)
+        if reply is None or reply.done():
+            return
+        if isinstance(value, LlmosError):
+            reply.set_exception(value)
+        else:
+            reply.set_result(value)
+
+    # ------------------------------------------------------------ parts
+
+    async def _ask(self, command: Command) -> Any:
+        reply = self._replies[command.ticket] = asyncio.get_running_loop().create_future()
+        self._engine.post(command)
+        try:
+            return await reply
+        finally:
+            self._replies.pop(command.ticket, None)
+
+    def _open(self, command: Submit) -> RequestStream:
+        if not self._streams:
+            self._idle.clear()
+            self._departures.busy_since(self.clock())
+        self._opening[command.ticket] = id = command.spec.id
+        stream = self._streams[id] = RequestStream(id, self._abandon)
+        return stream
+
+    def _forget(self, id: RequestId) -> RequestStream | None:
+        stream = self._streams.pop(id, None)
+        if not self._streams:
+            self._idle.set()
+        return stream
+
+    def _abandon(self, id: RequestId, reason: str) -> None:
+        """Cancel without waiting for it; its end comes as an event."""
+        self._engine.post(Cancel(next(self._tickets), id, reason))
+
+    def _check_live(self, id: RequestId) -> None:
+        if view := self._ended.get(id):
+            raise NotFound(f"request {id!r} has already ended: {view.state}")
+
+
+class Departures:
+    """Measures at which rate requests finish, over the last minute or since there was work, whichever is shorter."""
+
+    def __init__(self) -> None:
+        self._times: deque[Nanoseconds] = deque()
+        self._busy_since: Nanoseconds = 0
+
+    def busy_since(self, now: Nanoseconds) -> None:
+        self._busy_since = now
+
+    def add(self, now: Nanoseconds) -> None:
+        self._times.append(now)
+
+    def per_s(self, now: Nanoseconds) -> float:
+        """Never zero: where none has finished yet, one a window is the most that can be claimed."""
+        start = max(now - _RATE_WINDOW, self._busy_since)
+        while self._times and self._times[0] < start:
+            self._times.popleft()
+        return max(1, len(self._times)) * 1e9 / max(1, now - start)
+
+
+def _arrived(view: RequestView) -> Nanoseconds:
+    return view.arrived
