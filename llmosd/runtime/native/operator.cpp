@@ -76,6 +76,13 @@ float Attributes::real(const char* name) const {
   return value;
 }
 
-int Attributes::threads() const { return int(integer("threads", 1, kMaxThreads)); }
+int Attributes::threads() const {
+  int64_t value = 1;
+  if (OrtStatus* absent = api->KernelInfoGetAttribute_int64(info_, "threads", &value)) {
+    api->ReleaseStatus(absent);
+    return 1;
+  }
+  return int(integer("threads", 1, kMaxThreads));
+}
 
 }  // namespace llmos

@@ -71,7 +71,7 @@ class Attributes {
 
   int64_t integer(const char* name, int64_t low, int64_t high) const;  // required, within [low, high]
   float real(const char* name) const;
-  int threads() const;
+  int threads() const;  // 1 unless given
 
  private:
   const OrtKernelInfo* info_;

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -45,17 +47,23 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
     ones = np.full((SIZE, 1), 0.01, np.float32)
     packed8, scales8 = pack_q8(eight, ones)
     packed4, scales4 = pack_q4(four, np.full((2 * SIZE, 1), 0.1, np.float32), np.full((2 * SIZE, 1), -0.75, np.float32))
-    constants = {"w8": packed8, "s8": scales8, "w4": packed4, "s4": scales4, "w32": pack_f32(dense)}
+    constants: dict[str, NDArray[Any]] = {
+        "w8": packed8,
+        "s8": scales8,
+        "w4": packed4,
+        "s4": scales4,
+        "w32": pack_f32(dense),
+    }
     pages = ["qkv", "k", "v", "cumulative", "past", "table", "cos", "sin"]
     types = [TensorProto.FLOAT] * 3 + [TensorProto.INT32] * 3 + [TensorProto.FLOAT] * 2
     shapes = [[None, None], [None] * 4, [None] * 4, [None], [None], [None, None], [None, None], [None, None]]
-    options = {"domain": "llmos", "threads": 1}
+    node = functools.partial(helper.make_node, domain="llmos", threads=1)
     nodes = [
-        helper.make_node("PagedAttention", pages, ["a"], num_heads=1, kv_num_heads=1, scale=SIZE**-0.5, **options),
-        helper.make_node("QLinear", ["a", "w8", "s8"], ["b"], N=SIZE, K=SIZE, bits=8, **options),
-        helper.make_node("QLinear", ["b", "w4", "s4"], ["c"], N=2 * SIZE, K=SIZE, bits=4, **options),
-        helper.make_node("SwiGLU", ["c"], ["d"], **options),
-        helper.make_node("Linear", ["d", "w32"], ["y"], N=SIZE, K=SIZE, **options),
+        node("PagedAttention", pages, ["a"], num_heads=1, kv_num_heads=1, scale=SIZE**-0.5),
+        node("QLinear", ["a", "w8", "s8"], ["b"], N=SIZE, K=SIZE, bits=8),
+        node("QLinear", ["b", "w4", "s4"], ["c"], N=2 * SIZE, K=SIZE, bits=4),
+        node("SwiGLU", ["c"], ["d"]),
+        node("Linear", ["d", "w32"], ["y"], N=SIZE, K=SIZE),
     ]
     graph = helper.make_graph(
         nodes,
