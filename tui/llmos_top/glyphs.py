@@ -22,7 +22,7 @@ class Glyphs:
     high: str
     alarm: str
     life: dict[Life, str]
-    state: dict[State, str]
+    state: dict[str, str]
     ascii: bool = False
 
     def bar(self, share: float | None, width: int) -> str:
@@ -35,7 +35,7 @@ class Glyphs:
         return self.full * cells + self.empty * (width - cells)
 
     def spark(self, values: Sequence[float | None], width: int, top: float | None = None) -> str:
-        """The last `width` values, right-aligned, blank where one is missing; full height is `top`, else their maximum."""
+        """The last `width` values, right-aligned, blank where one is missing; `top`, else their maximum, is full."""
         shown = list(values[-width:]) if width > 0 else []
         peak = top if top is not None else max((v for v in shown if v is not None), default=0.0)
         return "".join(self._level(v, peak) for v in shown).rjust(max(0, width))
@@ -47,7 +47,7 @@ class Glyphs:
         return self.levels[round(min(1.0, max(0.0, value / peak if peak > 0 else 0.0)) * last)]
 
 
-LETTERS = {
+LETTERS: dict[str, str] = {
     State.QUEUED: "W",
     State.PREFILL: "P",
     State.DECODE: "R",

@@ -92,7 +92,7 @@ def pool(state: State, frame: Frame, width: int, glyphs: Glyphs) -> list[Line]:
     ]
 
 
-def latency(frame: Frame, width: int) -> list[Line]:
+def latency(state: State, frame: Frame, width: int, glyphs: Glyphs) -> list[Line]:
     column = max(7, (width - 12) // 5)
 
     def row(name: str, p: Percentiles) -> Line:
@@ -177,7 +177,7 @@ def _gpu_line(frame: Frame, bar: int, glyphs: Glyphs) -> Line:
 # ---------------------------------------------------------------- queueing
 
 
-def queueing(frame: Frame, width: int, glyphs: Glyphs) -> list[Line]:
+def queueing(state: State, frame: Frame, width: int, glyphs: Glyphs) -> list[Line]:
     """M/M/1 beside what was measured, its error beside both, and Amdahl's law for this host."""
     q = frame.queueing
     column = max(11, min(16, (width - 50) // 4))

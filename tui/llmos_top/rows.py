@@ -14,7 +14,7 @@ from llmosd.wire import RequestRow
 
 Cell = Callable[[RequestRow, Glyphs], str]
 
-ROLES = {
+ROLES: dict[str, str] = {
     State.DECODE: "good",
     State.PREFILL: "accent",
     State.QUEUED: "",
@@ -43,11 +43,7 @@ class Column:
 
 def state_cell(row: RequestRow, glyphs: Glyphs) -> str:
     """Letter and glyph, so that neither colour nor font decides."""
-    return LETTERS.get(_state(row), "?") + glyphs.state.get(row.state, "?")
-
-
-def _state(row: RequestRow) -> State | None:
-    return State(row.state) if row.state in State else None
+    return LETTERS.get(row.state, "?") + glyphs.state.get(row.state, "?")
 
 
 def _prompt(row: RequestRow, glyphs: Glyphs) -> str:
@@ -117,14 +113,16 @@ def row_line(row: RequestRow, columns: Sequence[Column], glyphs: Glyphs, *, sele
     for index, column in enumerate(columns):
         text = column.cell(row, glyphs)
         cut = fit_tail(text, column.width) if column.name == "id" else fit(text, column.width, column.align)
-        role = ROLES.get(_state(row) or State.QUEUED, "") if column.name == "state" else "dim" if ended else ""
+        role = ROLES.get(row.state, "") if column.name == "state" else "dim" if ended else ""
         spans.append((cut if index == len(columns) - 1 else cut + " ", role))
     return tuple(spans)
 
 
 # ---------------------------------------------------------------- order
 
-RANKS = {state: rank for rank, state in enumerate((State.DECODE, State.PREFILL, State.PREEMPTED, State.SWAPPED))}
+RANKS: dict[str, int] = {
+    state: rank for rank, state in enumerate((State.DECODE, State.PREFILL, State.PREEMPTED, State.SWAPPED))
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +132,7 @@ class Sort:
 
 
 SORTS: dict[str, Sort] = {
-    "state": Sort(lambda r: (RANKS.get(_state(r) or State.FAILED, len(RANKS)), r.position or 0, -r.age_s)),
+    "state": Sort(lambda r: (RANKS.get(r.state, len(RANKS)), r.position or 0, -r.age_s)),
     "age": Sort(lambda r: r.age_s, descending=True),
     "wait": Sort(lambda r: r.wait_s, descending=True),
     "tokens": Sort(lambda r: r.completion_tokens, descending=True),

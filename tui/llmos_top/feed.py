@@ -1,0 +1,142 @@
+"""Where messages come from: the broker, and while it is away, the daemon's database. The only I/O besides actions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiomqtt
+import msgspec
+
+from llmos_top.state import (
+    BrokerDown,
+    BrokerUp,
+    EventArrived,
+    FrameArrived,
+    FrameStored,
+    Message,
+    StatusArrived,
+    Unreadable,
+)
+from llmosd.application import query
+from llmosd.application.endpoint import Endpoint
+from llmosd.application.topics import FRAME, STATUS, TOPICS
+from llmosd.errors import LlmosError
+from llmosd.wire import EventMessage, Frame, Status
+
+FIRST_DELAY_S, LAST_DELAY_S = 0.5, 30.0
+CONNECT_S = 3.0
+KEEPALIVE_S = 10  # a half-open connection is noticed after one and a half of these
+POLL_S = 1.0
+
+Deliver = Callable[[Message], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Follows one broker for ever. `node` None takes every node's messages; `database` None means there is none."""
+
+    endpoint: Endpoint
+    node: str | None = None
+    database: Path | None = None
+    retry: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def follow(self, deliver: Deliver) -> None:
+        """Connect, subscribe, deliver; when the connection fails, wait longer each time and start afresh."""
+        delays = backoff()
+        while True:
+            try:
+                async with self._client() as client:
+                    for topic in TOPICS:
+                        await client.subscribe(topic.on(self.node or "+"), qos=topic.qos)
+                    deliver(BrokerUp())
+                    delays = backoff()
+                    async for message in client.messages:
+                        deliver(decode(message.topic.value, _payload(message.payload), retained=message.retain))
+            except aiomqtt.MqttError as exc:
+                await self._wait(next(delays), _reason(exc), deliver)
+
+    def retry_now(self) -> None:
+        self.retry.set()
+
+    def _client(self) -> aiomqtt.Client:
+        """A new one for each attempt: aiomqtt's keep their state after a drop and would report a false success."""
+        return aiomqtt.Client(
+            self.endpoint.host,
+            self.endpoint.port,
+            username=self.endpoint.username,
+            password=self.endpoint.password,
+            tls_params=aiomqtt.TLSParameters() if self.endpoint.tls else None,
+            timeout=CONNECT_S,
+            keepalive=KEEPALIVE_S,
+            max_queued_incoming_messages=1000,
+        )
+
+    async def _wait(self, delay: float, reason: str, deliver: Deliver) -> None:
+        """Until `delay` is over or somebody asks for a retry; meanwhile the database is read once a second."""
+        end = time.monotonic() + delay
+        self.retry.clear()
+        while (left := end - time.monotonic()) > 0:
+            deliver(BrokerDown(reason, left))
+            await self.read_database(deliver)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(POLL_S, left)):
+                    await self.retry.wait()
+                    return
+
+    async def read_database(self, deliver: Deliver) -> None:
+        """Deliver the newest stored Frame, if there is a database with one."""
+        if self.database is not None and (stored := await asyncio.to_thread(newest_stored, self.database)):
+            deliver(stored)
+
+
+def backoff() -> Iterator[float]:
+    """Seconds to wait: doubling from 0.5 to 30, each ±25 % so that many monitors do not return at once."""
+    delay = FIRST_DELAY_S
+    while True:
+        yield delay * random.uniform(0.75, 1.25)
+        delay = min(LAST_DELAY_S, delay * 2)
+
+
+def decode(topic: str, payload: bytes, *, retained: bool) -> Message:
+    """The message that a topic's payload is; Unreadable where it is none of ours. Never raises."""
+    name = topic.rsplit("/", 1)[-1]
+    try:
+        match name:
+            case FRAME.name:
+                return FrameArrived(msgspec.json.decode(payload, type=Frame), payload, retained)
+            case STATUS.name:
+                return StatusArrived(msgspec.json.decode(payload, type=Status))
+            case _:
+                return EventArrived(msgspec.json.decode(payload, type=EventMessage))
+    except msgspec.DecodeError as exc:
+        return Unreadable(f"unreadable message on {topic}: {exc}")
+
+
+def newest_stored(database: Path) -> FrameStored | None:
+    """The newest Frame in `database`; None when there is none, or no database that can be read."""
+    try:
+        rows = query.sql(database, "SELECT payload FROM frames ORDER BY ts DESC LIMIT 1").rows
+        raw = rows[0][0].encode() if rows else b""
+        frame = msgspec.json.decode(raw, type=Frame)
+    except (LlmosError, msgspec.DecodeError):
+        return None
+    return FrameStored(frame, raw, max(0.0, time.time() - frame.at))
+
+
+def _payload(payload: object) -> bytes:
+    return payload if isinstance(payload, bytes) else b""
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause, in the operating system's words where it has any."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error) or type(error).__name__

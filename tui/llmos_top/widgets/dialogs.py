@@ -1,0 +1,65 @@
+"""Dialogs over the overview."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import Button, Label
+
+from llmos_top.glyphs import LETTERS, Glyphs
+from llmos_top.keys import KEYS
+from llmos_top.text import fit
+
+
+class Confirm(ModalScreen[bool]):
+    """A question whose answer is No unless somebody says yes. `question` is shown as it is, never as markup."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("y", "answer(True)", "yes"),
+        Binding("n,escape,q", "answer(False)", "no"),
+        Binding("left,right,h,l", "app.focus_next", show=False),
+    ]
+
+    def __init__(self, question: str) -> None:
+        super().__init__()
+        self._question = question
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="dialog"):
+            yield Label(self._question, markup=False)
+            with Horizontal():
+                yield Button("No", id="no", compact=True)
+                yield Button("Yes", id="yes", compact=True)
+
+    def on_mount(self) -> None:
+        self.query_one("#no").focus()
+
+    def on_button_pressed(self, event: Button.Pressed) -> None:
+        self.dismiss(event.button.id == "yes")
+
+    def action_answer(self, answer: bool) -> None:
+        self.dismiss(answer)
+
+
+class Help(ModalScreen[None]):
+    """All keys and what the state letters mean."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,question_mark,f1,enter", "dismiss(None)", "close")]
+
+    def __init__(self, glyphs: Glyphs) -> None:
+        super().__init__()
+        self._glyphs = glyphs
+
+    def compose(self) -> ComposeResult:
+        keys = "\n".join(f"{fit(key.shown, 8)} {key.help}" for key in KEYS)
+        states = "\n".join(f"{letter}{self._glyphs.state[name]}       {name}" for name, letter in LETTERS.items())
+        with VerticalScroll(id="dialog"):
+            yield Label("Keys", classes="heading")
+            yield Label(keys, markup=False)
+            yield Label("States", classes="heading")
+            yield Label(states, markup=False)
+            yield Label("Esc closes", classes="hint")
