@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import onnxruntime as ort  # type: ignore[import-untyped]
+import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from llmosd.runtime.cuts import Row
+
 
 class Softmax:
     """Softmax over rows of one length. The result is a view valid until the next call. One thread only."""

@@ -1,0 +1,217 @@
+"""The loop in which everything meets: drain commands → plan → execute → commit → hand over."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from enum import Enum, auto
+
+from llmosd.application.engine_messages import Batch, Cancel, Command, Inspect, Renice, Reply, Submit
+from llmosd.errors import LlmosError, StepError, Unavailable
+from llmosd.system.executor import Executor
+from llmosd.system.kernel import Kernel
+from llmosd.types import (
+    Event,
+    KernelStats,
+    Nanoseconds,
+    Plan,
+    RequestView,
+    SequencePlan,
+    SequenceResult,
+    StepResult,
+    StepStats,
+)
+
+STOPPED = "the engine was stopped before the request had ended"
+
+
+class Phase(Enum):
+    RUNNING = auto()
+    DRAINING = auto()  # what is accepted is finished, nothing new is taken
+    STOPPING = auto()  # at the next chance
+
+
+class Inbox:
+    """Commands from any thread to the loop's; putting never waits for a step."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._commands: list[Command] = []
+        self._phase = Phase.RUNNING
+
+    def put(self, command: Command) -> None:
+        with self._condition:
+            self._commands.append(command)
+            self._condition.notify()
+
+    def stop(self, drain: bool) -> None:
+        with self._condition:
+            if self._phase is not Phase.STOPPING:
+                self._phase = Phase.DRAINING if drain else Phase.STOPPING
+            self._condition.notify()
+
+    def take(self, wait: bool) -> tuple[list[Command], Phase]:
+        """All commands; with `wait` at least one, unless the loop is to end."""
+        with self._condition:
+            while wait and not self._commands and self._phase is Phase.RUNNING:
+                self._condition.wait()
+            commands, self._commands = self._commands, []
+            return commands, self._phase
+
+
+class Loop:
+    """Owns kernel and executor; everything here runs on one thread."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        executor: Executor,
+        inbox: Inbox,
+        deliver: Callable[[Batch], None],
+        clock: Callable[[], Nanoseconds],
+    ) -> None:
+        self._kernel = kernel
+        self._executor = executor
+        self._inbox = inbox
+        self._deliver = deliver
+        self._clock = clock
+        self._in_flight: Plan | None = None
+
+    def run(self) -> None:
+        """Until stopped; what an unexpected exception ends is told so before the exception goes on."""
+        try:
+            while self._turn():
+                pass
+            self._fail_all(STOPPED)
+        except Exception as error:
+            with suppress(Exception):  # the kernel itself may be what broke: the ledger ends what it leaves
+                self._fail_all(death(error))
+            raise
+
+    def _turn(self) -> bool:
+        """One drain of the commands and one step; False when it was the last."""
+        was_idle = self._kernel.idle
+        commands, phase = self._inbox.take(wait=was_idle)
+        if commands:
+            self._serve(commands, phase)
+        if phase is Phase.STOPPING:
+            return False
+        if not self._kernel.idle:
+            self._step()
+        if self._kernel.idle and not was_idle:
+            self._kernel.check()
+        return not (phase is Phase.DRAINING and self._kernel.idle)
+
+    # ---- commands
+
+    def _serve(self, commands: list[Command], phase: Phase) -> None:
+        replies, events = list[Reply](), list[Event]()
+        for command in commands:
+            try:
+                if isinstance(command, Submit) and phase is not Phase.RUNNING:
+                    raise Unavailable(f"the engine is {phase.name.lower()}: no new requests are taken")
+                value = self._apply(command, events)
+            except LlmosError as error:
+                replies.append(Reply(command.ticket, error))
+            else:
+                replies.append(Reply(command.ticket, value))
+        self._hand_over(replies, events)
+
+    def _apply(self, command: Command, events: list[Event]) -> RequestView | KernelStats | None:
+        now, kernel = self._clock(), self._kernel
+        match command:
+            case Submit(spec=spec):
+                events += kernel.submit(spec, now)
+                return kernel.view(spec.id)
+            case Cancel(id=id, reason=reason):
+                events += kernel.cancel(id, reason, now)
+                return None
+            case Renice(id=id, nice=nice):
+                return kernel.renice(id, nice, now)
+            case Inspect():
+                return kernel.stats(requests=True)
+
+    # ---- steps
+
+    def _step(self) -> None:
+        began = self._clock()
+        plan = self._in_flight = self._kernel.plan(began)
+        assert plan is not None, "requests are live but nothing can run"
+        planned = self._clock()
+        result = self._execute(plan)
+        executed = self._clock()
+        events = self._kernel.commit(plan, result, executed)
+        self._in_flight = None
+        prefill, decode = _fed(plan.sequences)
+        stats = StepStats(
+            step=plan.step,
+            now=executed,
+            sequences=len(plan.sequences),
+            prefill_tokens=prefill,
+            decode_tokens=decode,
+            context_tokens=sum(part.past for part in plan.sequences),
+            plan_ns=planned - began,
+            execute_ns=executed - planned,
+            run_ns=result.run_ns,
+            commit_ns=self._clock() - executed,
+        )
+        self._hand_over((), events, stats)
+
+    def _execute(self, plan: Plan) -> StepResult:
+        """The step; a failed one is tried again, then sequence by sequence, so that the culprit fails alone."""
+        try:
+            return self._executor.execute(plan)
+        except StepError:
+            pass
+        try:
+            return self._executor.execute(plan)
+        except StepError:
+            return self._execute_apart(plan)
+
+    def _execute_apart(self, plan: Plan) -> StepResult:
+        """Page copies first and once: a sequence that ran may have written to a page that is a copy's source."""
+        try:
+            self._executor.execute(Plan(plan.step, (), plan.copies, plan.started, plan.ended))
+        except StepError as error:
+            return _failed(plan, error.message)
+        results, run_ns = list[SequenceResult](), 0
+        for part in plan.sequences:
+            try:
+                result = self._executor.execute(Plan(plan.step, (part,)))
+            except StepError as error:
+                results.append(SequenceResult(part.sequence, error=error.message))
+            else:
+                results += result.sequences
+                run_ns += result.run_ns
+        return StepResult(plan.step, tuple(results), run_ns)
+
+    # ---- ends
+
+    def _fail_all(self, message: str) -> None:
+        """End every live request as failed, the step in flight included."""
+        now, events = self._clock(), list[Event]()
+        if self._in_flight is not None:
+            events += self._kernel.commit(self._in_flight, _failed(self._in_flight, message), now)
+        for view in self._kernel.views():
+            events += self._kernel.fail(view.id, message, now)
+        if events:
+            self._hand_over((), events)
+
+    def _hand_over(self, replies: Iterable[Reply], events: Iterable[Event], step: StepStats | None = None) -> None:
+        self._deliver(Batch(tuple(replies), tuple(events), step, self._kernel.stats(requests=False)))
+
+
+def death(error: BaseException) -> str:
+    """What to tell those whose requests die with the engine."""
+    return f"the engine died of an internal error ({type(error).__name__}: {error}); the daemon has to be restarted"
+
+
+def _failed(plan: Plan, message: str) -> StepResult:
+    return StepResult(plan.step, tuple(SequenceResult(part.sequence, error=message) for part in plan.sequences))
+
+
+def _fed(parts: tuple[SequencePlan, ...]) -> tuple[int, int]:
+    """(prefill, decode) tokens of a step; one token that is sampled from counts as decode."""
+    decode = sum(part.sample and len(part.tokens) == 1 for part in parts)
+    return sum(len(part.tokens) for part in parts) - decode, decode

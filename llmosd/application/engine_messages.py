@@ -1,0 +1,62 @@
+"""What goes into the engine and what comes out of it: commands in, one batch a step out. Plain data, picklable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmosd.errors import LlmosError
+from llmosd.types import Event, KernelStats, RequestId, RequestSpec, RequestView, StepStats
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Answered with the accepted request's view."""
+
+    ticket: int
+    spec: RequestSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Answered with None; the request's end comes as events in the same batch."""
+
+    ticket: int
+    id: RequestId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Renice:
+    """Answered with the request's view."""
+
+    ticket: int
+    id: RequestId
+    nice: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inspect:
+    """Answered with KernelStats, the live requests included."""
+
+    ticket: int
+
+
+Command = Submit | Cancel | Renice | Inspect
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to the command with this ticket; every command gets exactly one."""
+
+    ticket: int
+    value: RequestView | KernelStats | LlmosError | None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One hand-over: what a drain of the commands gave (`step` None), or what a step gave."""
+
+    replies: tuple[Reply, ...]
+    events: tuple[Event, ...]
+    step: StepStats | None
+    stats: KernelStats

@@ -1,0 +1,131 @@
+"""An engine in a child process: the same loop behind a pipe, with an interpreter lock of its own."""
+
+from __future__ import annotations
+
+import copyreg
+import multiprocessing
+import pickle
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+from llmosd.application.engine import Build, ThreadEngine
+from llmosd.application.engine_ledger import Ledger
+from llmosd.application.engine_loop import STOPPED
+from llmosd.application.engine_messages import Batch, Command
+from llmosd.errors import QueueFull
+from llmosd.types import KernelStats, Nanoseconds
+
+
+def _reduce_queue_full(error: QueueFull) -> tuple[Any, ...]:
+    return partial(QueueFull, retry_after_s=error.retry_after_s), (error.message,)
+
+
+copyreg.pickle(QueueFull, _reduce_queue_full)  # its keyword is required, which BaseException's own reduction loses
+
+
+class ProcessEngine:
+    """An Engine whose `build` runs in a spawned child, so it has to be picklable; `clock` is CLOCK_MONOTONIC in both.
+
+    `deliver` is called from a thread of this process. If the child dies, what was live ends failed, as with a thread.
+    """
+
+    def __init__(self, build: Build, deliver: Callable[[Batch], None]) -> None:
+        self.failure: str | None = None
+        self._ledger = Ledger(deliver)
+        self._outbox: queue.SimpleQueue[Command | bool | None] = queue.SimpleQueue()
+        self._pipe, self._far_end = multiprocessing.get_context("spawn").Pipe()
+        self._child = multiprocessing.get_context("spawn").Process(
+            target=_child_main, args=(self._far_end, build), name="engine", daemon=True
+        )
+        self._reader = threading.Thread(target=self._read, name="engine-reader", daemon=True)
+
+    def start(self) -> None:
+        self._child.start()
+        self._far_end.close()  # else the pipe would stay open when the child is gone
+        first = self._pipe.recv()
+        if isinstance(first, BaseException):
+            raise first
+        self._ledger.open(first)
+        self._reader.start()
+        threading.Thread(target=self._write, name="engine-writer", daemon=True).start()
+
+    def post(self, command: Command) -> None:
+        if self._ledger.take(command.ticket):
+            self._outbox.put(command)
+
+    def stop(self, drain: bool) -> None:
+        self._outbox.put(drain)
+
+    def join(self, timeout: float | None = None) -> bool:
+        self._reader.join(timeout)
+        return not self._reader.is_alive()
+
+    def _write(self) -> None:
+        try:
+            while (message := self._outbox.get()) is not None:
+                self._pipe.send(message)
+        except OSError:
+            pass  # the child is gone; the reader knows
+
+    def _read(self) -> None:
+        try:
+            while (message := self._pipe.recv()) is not None:
+                if isinstance(message, Batch):
+                    self._ledger.pass_on(message)
+                else:
+                    self.failure = message
+        except (EOFError, OSError):
+            self.failure = f"the engine's process died (exit code {self._exit_code()}); the daemon has to be restarted"
+        self._outbox.put(None)
+        self._ledger.close(self.failure or STOPPED, time.monotonic_ns())
+
+    def _exit_code(self) -> int | None:
+        self._child.join()
+        return self._child.exitcode
+
+
+def _child_main(pipe: Connection, build: Build) -> None:
+    """Messages to the parent: KernelStats or an exception first, then batches; at the end what it died of, and None."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
+    first: list[KernelStats] = []
+
+    def built() -> Any:
+        kernel, executor = build()
+        first.append(kernel.stats(requests=False))
+        return kernel, executor
+
+    engine = ThreadEngine(built, lambda batch: pipe.send_bytes(pickle.dumps(batch)), clock=_monotonic)
+    try:
+        engine.start()
+    except BaseException as error:
+        pipe.send(error)
+        return
+    pipe.send(first[0])
+    threading.Thread(target=_forward, args=(pipe, engine), name="engine-reader", daemon=True).start()
+    engine.join()
+    if engine.failure:
+        pipe.send(engine.failure)
+    pipe.send(None)
+
+
+def _monotonic() -> Nanoseconds:
+    return time.monotonic_ns()
+
+
+def _forward(pipe: Connection, engine: ThreadEngine) -> None:
+    """Commands and stops to the engine until the parent is gone."""
+    try:
+        while True:
+            message = pipe.recv()
+            if isinstance(message, bool):
+                engine.stop(message)
+            else:
+                engine.post(message)
+    except (EOFError, OSError):
+        engine.stop(drain=False)
