@@ -1,8 +1,9 @@
 -- Times: *_at are Unix seconds, ts are Unix milliseconds, *_ns are nanoseconds of durations.
 
--- One row a request, written before the client is answered. The five parts of a request's time sum to total_ns.
+-- One row a request, written before the client is answered. The five parts of its time sum to total_ns.
+-- An id alone is no key: a client may use one again.
 CREATE TABLE requests (
-  id TEXT PRIMARY KEY,
+  id TEXT NOT NULL,
   user TEXT NOT NULL,
   model TEXT NOT NULL,
   state TEXT NOT NULL,
@@ -23,7 +24,8 @@ CREATE TABLE requests (
   preemptions INTEGER NOT NULL,
   finish TEXT,
   error TEXT,
-  label TEXT NOT NULL
+  label TEXT NOT NULL,
+  PRIMARY KEY (id, created_at)
 ) STRICT;
 CREATE INDEX requests_created ON requests (created_at);
 CREATE INDEX requests_ended ON requests (ended_at);

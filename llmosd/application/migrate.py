@@ -16,7 +16,7 @@ class StoreError(Unavailable):
 
 
 def migrate(connection: sqlite3.Connection, folder: Path | None = None) -> None:
-    """Apply what is missing, each file and its number in one transaction. Raises StoreError, leaving the rest undone."""
+    """Apply what is missing, each file and its number in one transaction. Raises StoreError, the rest undone."""
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     files = _numbered(folder or data_dir("migrations"))
     if version > len(files):

@@ -1,0 +1,59 @@
+"""What happened, in words: kernel events become numbered EventMessages for the bus and the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from llmosd.application.plain import plain
+from llmosd.types import Accepted, Ended, Event, RequestView, State, StateChanged
+from llmosd.wire import EventMessage
+
+TEXT_LIMIT = 300
+
+Sink = Callable[[EventMessage], None]
+
+
+class EventLog:
+    """Numbers messages and hands each to every sink. What users wrote goes out escaped, prompts not at all.
+
+    Severities are `info`, `warning` and `error`; kinds are dotted, `request.failed`.
+    """
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._seq = 0
+        self._sinks: list[Sink] = []
+
+    def attach(self, sink: Sink) -> None:
+        self._sinks.append(sink)
+
+    def note(self, severity: str, kind: str, text: str, request: str | None = None) -> None:
+        message = self.message(severity, kind, text, request)
+        for sink in self._sinks:
+            sink(message)
+
+    def message(self, severity: str, kind: str, text: str, request: str | None = None) -> EventMessage:
+        """The next message, handed to nobody."""
+        self._seq += 1
+        safe_id = None if request is None else plain(request, TEXT_LIMIT)
+        text = plain(text, TEXT_LIMIT)
+        return EventMessage(self._node, self._seq, time.time(), severity, kind, text, request=safe_id)
+
+    def note_kernel(self, events: Iterable[Event]) -> None:
+        """Requests that came, were preempted and left; the rest is in Frames and rows."""
+        for event in events:
+            match event:
+                case Accepted(request=view):
+                    text = f"accepted: {view.prompt_tokens} prompt tokens, nice {view.nice}"
+                    self.note("info", "request.accepted", text, view.id)
+                case StateChanged(id=id, new=State.PREEMPTED):
+                    self.note("warning", "request.preempted", "preempted: its pages went to others", id)
+                case Ended(request=view):
+                    severity = "error" if view.state is State.FAILED else "info"
+                    self.note(severity, f"request.{view.state}", _ending(view), view.id)
+
+
+def _ending(view: RequestView) -> str:
+    why = view.error or view.finish or "no reason given"
+    return f"{view.state}: {why}; {view.completion_tokens} tokens in {view.times.total / 1e9:.2f} s"
