@@ -1,0 +1,1 @@
+"""Builders of the ONNX graphs that one engine step runs."""

@@ -1,0 +1,121 @@
+"""The Llama architecture as one ONNX graph over packed, ragged tokens.
+
+Inputs are the same for every variant: `token_ids` [T], `cumulative_lengths` [B+1], `past_lengths` [B],
+`page_table` [B, MP], `logit_rows` [R], and the page pools `key_cache.i` [P, KH, D, S], `value_cache.i` [P, KH, S, D]
+of each layer. Output `logits` [R, vocab]. Tokens of all sequences lie one after the other, so chunks of prompts and
+single decode tokens mix in one run. How a matrix is multiplied and how attention reads the pool is up to `Operators`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from onnx import TensorProto
+
+from llmosd.runtime.geometry import Geometry
+from llmosd.runtime.gguf_reader import GgufFile
+from llmosd.runtime.graph.builder import MICROSOFT, GraphBuilder
+from llmosd.runtime.weights import BLOCK, F32, Matrix, Symmetric8
+
+
+class Operators(Protocol):
+    """One way of doing the costly parts. Values are named; `name` is unique to the weight or layer."""
+
+    kv_element: int  # ONNX element type of the page pools; UNDEFINED where the operator takes several
+
+    def prepare(self, graph: GraphBuilder, geometry: Geometry, rotary: tuple[F32, F32]) -> None:
+        """Called once, after the inputs exist and before anything else."""
+
+    def linear(self, graph: GraphBuilder, value: str, matrix: Matrix, name: str) -> str: ...
+
+    def attention(self, graph: GraphBuilder, qkv: str, layer: int) -> str: ...
+
+    def swiglu(self, graph: GraphBuilder, gate_up: str) -> str: ...
+
+
+def build_llama(source: GgufFile, operators: Operators, path: Path, on_layer: Callable[[int], None]) -> None:
+    """Write the graph to `path` and its weights beside it. `on_layer` hears how many layers are done."""
+    graph = GraphBuilder(path)
+    try:
+        _inputs(graph, source.geometry, operators.kv_element)
+        operators.prepare(graph, source.geometry, source.rotary_tables())
+        _network(graph, source, operators, on_layer)
+        graph.save()
+    finally:
+        graph.close()
+
+
+def _inputs(graph: GraphBuilder, geometry: Geometry, kv_element: int) -> None:
+    graph.input("token_ids", TensorProto.INT64, ["T"])
+    graph.input("cumulative_lengths", TensorProto.INT32, ["B_plus_1"])
+    graph.input("past_lengths", TensorProto.INT32, ["B"])
+    graph.input("page_table", TensorProto.INT32, ["B", "MP"])
+    graph.input("logit_rows", TensorProto.INT64, ["R"])
+    for layer in range(geometry.layers):
+        heads, size = geometry.kv_heads, geometry.head_dim
+        graph.input(f"key_cache.{layer}", kv_element, ["P", heads, size, "S"])
+        graph.input(f"value_cache.{layer}", kv_element, ["P", heads, "S", size])
+
+
+def _network(graph: GraphBuilder, source: GgufFile, operators: Operators, on_layer: Callable[[int], None]) -> None:
+    geometry = source.geometry
+    residual = _embedding(graph, source.embedding())
+    layer = source.layer(0)
+    normed = _norm(graph, residual, layer.attention_norm, geometry.norm_eps)
+    for index in range(geometry.layers):
+        name = f"layer.{index}"
+        qkv = operators.linear(graph, normed, layer.qkv, f"{name}.qkv")
+        attended = operators.attention(graph, qkv, index)
+        projected = operators.linear(graph, attended, layer.output, f"{name}.output")
+        normed, residual = _skip_norm(graph, residual, projected, f"{name}.ffn_norm", layer.ffn_norm, geometry)
+        gate_up = operators.linear(graph, normed, layer.gate_up, f"{name}.gate_up")
+        down = operators.linear(graph, operators.swiglu(graph, gate_up), layer.down, f"{name}.down")
+        last = index + 1 == geometry.layers
+        if not last:
+            layer = source.layer(index + 1)
+        norm = source.final_norm() if last else layer.attention_norm
+        normed, residual = _skip_norm(graph, residual, down, f"{name}.next_norm", norm, geometry)
+        on_layer(index + 1)
+    rows = graph.node("Gather", [normed, "logit_rows"], axis=0)
+    logits = operators.linear(graph, rows, source.head(), "head")
+    graph.node("Identity", [logits], outputs=["logits"])
+    graph.output("logits", TensorProto.FLOAT, ["R", geometry.vocab])
+
+
+def _embedding(graph: GraphBuilder, matrix: Matrix) -> str:
+    """Rows of the embedding, exact: an 8-bit table stays 8-bit and only the rows in use are expanded."""
+    if not isinstance(matrix, Symmetric8):
+        return graph.node("Gather", [graph.weight("embedding", matrix.dense()), "token_ids"])
+    rows, columns = matrix.shape
+    codes = matrix.codes.reshape(rows, columns // BLOCK, BLOCK)
+    taken = graph.node("Gather", [graph.weight("embedding.codes", codes), "token_ids"])
+    scales = graph.node("Gather", [graph.weight("embedding.scales", matrix.scales[..., None]), "token_ids"])
+    product = graph.node("Mul", [graph.node("Cast", [taken], to=TensorProto.FLOAT), scales])
+    return graph.node("Reshape", [product, graph.constant([-1, columns])])
+
+
+def _norm(graph: GraphBuilder, value: str, gain: F32, epsilon: float) -> str:
+    """Root-mean-square norm in standard operators: the fused ones need a residual to add."""
+    square = graph.node("Mul", [value, value])
+    mean = graph.node("ReduceMean", [square, graph.constant([-1])], keepdims=1)
+    shifted = graph.node("Add", [mean, graph.weight("epsilon", np.array(epsilon, np.float32))])
+    normed = graph.node("Div", [value, graph.node("Sqrt", [shifted])])
+    return graph.node("Mul", [normed, graph.weight("layer.0.attention_norm", gain)])
+
+
+def _skip_norm(
+    graph: GraphBuilder, residual: str, update: str, name: str, gain: F32, geometry: Geometry
+) -> tuple[str, str]:
+    """(norm of the sum, sum) of the residual stream and a block's output."""
+    normed, total = graph.name("normed"), graph.name("residual")
+    graph.node(
+        "SkipSimplifiedLayerNormalization",
+        [residual, update, graph.weight(name, gain)],
+        domain=MICROSOFT,
+        outputs=[normed, "", "", total],
+        epsilon=geometry.norm_eps,
+    )
+    return normed, total

@@ -1,0 +1,62 @@
+"""The native operators' part of the graph: paged attention in place, block-quantised or strict float32 products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from llmosd.runtime import native
+from llmosd.runtime.geometry import Geometry
+from llmosd.runtime.graph.builder import LLMOS, GraphBuilder
+from llmosd.runtime.weights import F32, Affine4, Matrix, Symmetric8, to_symmetric8
+
+
+class NativeOperators:
+    """`strict` keeps weights in float32 and every row's reduction order independent of the rest of the batch.
+
+    Otherwise 4-bit and 8-bit blocks are used as they are in the file, and all else is rounded to 8 bits.
+    """
+
+    def __init__(self, *, strict: bool) -> None:
+        self._strict = strict
+        self.kv_element: int = TensorProto.FLOAT if strict else TensorProto.FLOAT16
+
+    def prepare(self, graph: GraphBuilder, geometry: Geometry, rotary: tuple[F32, F32]) -> None:
+        self._geometry = geometry
+        self._rotary = [graph.weight("rotary.cos", rotary[0]), graph.weight("rotary.sin", rotary[1])]
+
+    def linear(self, graph: GraphBuilder, value: str, matrix: Matrix, name: str) -> str:
+        rows, columns = matrix.shape
+        if self._strict:
+            packed = graph.weight(name, native.pack_f32(matrix.dense()))
+            return graph.node("Linear", [value, packed], domain=LLMOS, N=rows, K=columns, threads=0)
+        bits, codes, scales = _packed(matrix)
+        weights = [graph.weight(f"{name}.codes", codes), graph.weight(f"{name}.scales", scales)]
+        return graph.node("QLinear", [value, *weights], domain=LLMOS, N=rows, K=columns, bits=bits, threads=0)
+
+    def attention(self, graph: GraphBuilder, qkv: str, layer: int) -> str:
+        g = self._geometry
+        pools = [f"key_cache.{layer}", f"value_cache.{layer}"]
+        return graph.node(
+            "PagedAttention",
+            [qkv, *pools, "cumulative_lengths", "past_lengths", "page_table", *self._rotary],
+            domain=LLMOS,
+            num_heads=g.heads,
+            kv_num_heads=g.kv_heads,
+            scale=g.head_dim**-0.5,
+            strict=int(self._strict),
+            threads=0,
+        )
+
+    def swiglu(self, graph: GraphBuilder, gate_up: str) -> str:
+        return graph.node("SwiGLU", [gate_up], domain=LLMOS)
+
+
+def _packed(matrix: Matrix) -> tuple[int, NDArray[np.uint8], NDArray[Any]]:
+    if isinstance(matrix, Affine4):
+        return 4, *native.pack_q4(matrix.codes, matrix.scales, matrix.minima)
+    symmetric = matrix if isinstance(matrix, Symmetric8) else to_symmetric8(matrix.values)
+    return 8, *native.pack_q8(symmetric.codes, symmetric.scales)

@@ -1,0 +1,56 @@
+"""Is a graph right? It is fed a continuation that a float32 reference found, and must find each token (nearly) best.
+
+A token that the reference chose need not be the argmax of a graph with 4-bit weights and 8-bit activations, for near
+ties turn; but its logit must lie within a small distance of the maximum.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmosd.errors import ModelError
+from llmosd.runtime.catalogue import Golden
+from llmosd.runtime.geometry import Geometry
+from llmosd.runtime.paged_model import Backend, PagedModel
+
+PAGE_TOKENS = 64
+TOLERANCE = {"float32": 1e-3, "file": 2.0}  # logits; the second is loose enough for a near tie to turn
+
+
+def verify_graph(graph: Path, geometry: Geometry, golden: Golden, *, backend: Backend, strict: bool) -> None:
+    """Raises ModelError where the graph does not continue the manifest's prompt as its reference does."""
+    tokens = len(golden.prompt) + len(golden.continuation)
+    pages = -(-tokens // PAGE_TOKENS)
+    model = PagedModel(
+        graph,
+        geometry,
+        backend=backend,
+        strict=strict,
+        pages=pages,
+        page_tokens=PAGE_TOKENS,
+        threads=1,
+        spin=False,
+        kv_format="float32" if strict else "float16",
+    )
+    gaps = golden_gaps(model, golden)
+    model.close()
+    if not gaps.max() <= TOLERANCE[model.weight_format]:  # so written that NaN fails
+        where = int(gaps.argmax())
+        raise ModelError(
+            f"the built graph does not reproduce the model: token {where} of the golden continuation lies "
+            f"{gaps[where]:.3g} below the best, more than {TOLERANCE[model.weight_format]:g}"
+        )
+
+
+def golden_gaps(model: PagedModel, golden: Golden) -> NDArray[np.float32]:
+    """For each golden token, how far its logit lies below the maximum; the pool's first pages are used."""
+    ids = np.array(golden.prompt + golden.continuation[:-1], np.int64)
+    table = np.arange(-(-len(ids) // model.page_tokens), dtype=np.int32)[None]
+    rows = np.arange(len(golden.prompt) - 1, len(ids))
+    logits = model.run(ids, np.array([0, len(ids)], np.int32), np.zeros(1, np.int32), table, rows)
+    chosen = logits[np.arange(len(rows)), list(golden.continuation)]
+    gaps: NDArray[np.float32] = logits.max(axis=1) - chosen
+    return gaps
