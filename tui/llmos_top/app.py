@@ -23,6 +23,7 @@ from llmos_top.text import Line, clean, line
 from llmos_top.widgets.dialogs import Confirm, Help
 from llmos_top.widgets.lines import Lines
 from llmos_top.widgets.request_table import RequestTable
+from llmosd.application.client import DEFAULT_URL, AsyncClient
 from llmosd.errors import LlmosError
 from llmosd.types import NICE_MAX, NICE_MIN
 
@@ -37,15 +38,8 @@ class Source(Protocol):
     def retry_now(self) -> None: ...
 
 
-class Control(Protocol):
-    """What acts on requests; both raise LlmosError."""
-
-    async def cancel(self, id: str) -> None: ...
-    async def renice(self, id: str, nice: int) -> None: ...
-
-
 class LlmosTop(App[None]):
-    """`control` None means read-only. Clocks are given so that tests can stand still."""
+    """`http` None: requests are acted on where the Frame says. Clocks are given so that tests can stand still."""
 
     CSS_PATH = "app.tcss"
     TITLE = "llmos-top"
@@ -58,16 +52,18 @@ class LlmosTop(App[None]):
     def __init__(
         self,
         source: Source,
-        control: Control | None,
         where: Where,
         glyphs: Glyphs,
         *,
         node: str | None = None,
+        http: str | None = None,
+        readonly: bool = False,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
-        self._source, self._control, self._where, self._glyphs = source, control, where, glyphs
+        self._source, self._where, self._glyphs = source, where, glyphs
+        self._http, self._readonly = http, readonly
         self._clock, self._wall = clock, wall
         self.state = State(node=node, pinned=node is not None, broker_since=clock())
         self.order = Order()
@@ -157,7 +153,7 @@ class LlmosTop(App[None]):
         assert frame is not None
         for id, title, paint in (
             ("scheduler", f"Scheduler {clean(frame.queue.policy)}", panels.scheduler),
-            ("pool", f"KV pool {frame.pages.total} pages x {frame.pages.page_tokens} tokens", panels.pool),
+            ("pool", f"KV pool {frame.pages.total} pages × {frame.pages.page_tokens} tokens", panels.pool),
             ("latency", f"Latency, last {frame.latency.window_s:.0f} s", panels.latency),
             ("throughput", "Throughput, tokens/s", panels.throughput),
             ("utilisation", "Utilisation", panels.utilisation),
@@ -232,7 +228,7 @@ class LlmosTop(App[None]):
 
         def answered(yes: bool | None) -> None:
             if yes:
-                self._act(f"cancelled {row.id}", lambda control: control.cancel(row.id))
+                self._act(f"cancelled {row.id}", lambda client: client.cancel(row.id))
 
         who = f" of {clean(row.user)}" if row.user else ""
         self.push_screen(Confirm(f"Cancel request {clean(row.id)}{who}? What it wrote so far stays."), answered)
@@ -243,25 +239,26 @@ class LlmosTop(App[None]):
             return
         nice = max(NICE_MIN, min(NICE_MAX, self._nice.get(row.id, row.nice) + by))
         self._nice[row.id] = nice
-        self._act(f"nice of {row.id} is now {nice}", lambda control: control.renice(row.id, nice))
+        self._act(f"nice of {row.id} is now {nice}", lambda client: client.renice(row.id, nice))
 
     def _refused(self) -> bool:
         """Whether acting makes no sense now; says why."""
         live = liveness(self.state, self._clock())
-        if self._control is None:
+        if self._readonly:
             self.note("read-only: started with --readonly", "warn")
         elif not live.actionable:
             self.note(f"not possible now: {headline.chip(live, self._glyphs)[0]}", "bad")
-        return self._control is None or not live.actionable
+        return self._readonly or not live.actionable
 
-    def _act(self, done: str, action: Callable[[Control], Awaitable[None]]) -> None:
+    def _act(self, done: str, action: Callable[[AsyncClient], Awaitable[object]]) -> None:
         """Run `action` beside the screen; say `done`, or what went wrong."""
-        control = self._control
-        assert control is not None
+        frame = self.state.frame
+        url = self._http or (frame.http if frame else "") or DEFAULT_URL
 
         async def run() -> None:
             try:
-                await action(control)
+                async with AsyncClient(url) as client:
+                    await action(client)
             except LlmosError as exc:
                 self.note(exc.message, "bad")
             else:

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _once(args, feed)
         if args.json:
             return _stream(feed)
-        return _screen(args, feed, settings)
+        return _screen(args, feed)
     except BrokenPipeError:  # the reader had enough: nothing to report, and nothing more to flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -117,8 +117,9 @@ def _write_line(raw: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def _screen(args: argparse.Namespace, feed: Feed, settings: Config) -> int:
+def _screen(args: argparse.Namespace, feed: Feed) -> int:
     from llmos_top.app import LlmosTop  # Textual takes half a second to import: not for --once
 
-    LlmosTop(feed, None, _where(feed), ASCII if args.ascii else UNICODE, node=args.node).run()
+    glyphs = ASCII if args.ascii else UNICODE
+    LlmosTop(feed, _where(feed), glyphs, node=args.node, http=args.http, readonly=args.readonly).run()
     return 0

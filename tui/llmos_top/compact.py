@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmos_top.glyphs import Glyphs
 from llmos_top.numbers import count, gigabytes, milliseconds, percent, rate, seconds
-from llmos_top.panels import amdahl_line, level, per_minute, share_of
+from llmos_top.panels import amdahl, level, per_minute, share_of
 from llmos_top.state import State
 from llmos_top.text import Line, flow, line
 from llmosd.wire import Frame
@@ -20,7 +20,7 @@ def compact(state: State, frame: Frame, width: int, glyphs: Glyphs) -> list[Line
         _latency(frame),
         _measured(frame, glyphs),
         _predicted(frame),
-        [amdahl_line(frame)],
+        amdahl(frame),
     ]
     return [((" ", ""), *flow(chunks, width - 2)) for chunks in lines]
 

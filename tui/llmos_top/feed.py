@@ -27,7 +27,7 @@ from llmosd.application import query
 from llmosd.application.endpoint import Endpoint
 from llmosd.application.topics import FRAME, STATUS, TOPICS
 from llmosd.errors import LlmosError
-from llmosd.wire import EventMessage, Frame, Status
+from llmosd.wire import VERSION, EventMessage, Frame, Status
 
 FIRST_DELAY_S, LAST_DELAY_S = 0.5, 30.0
 CONNECT_S = 3.0
@@ -115,7 +115,19 @@ def decode(topic: str, payload: bytes, *, retained: bool) -> Message:
             case _:
                 return EventArrived(msgspec.json.decode(payload, type=EventMessage))
     except msgspec.DecodeError as exc:
-        return Unreadable(f"unreadable message on {topic}: {exc}")
+        return Unreadable(f"cannot read {topic}{_newer(payload)}: {exc}")
+
+
+class _Versioned(msgspec.Struct):
+    version: int = 0
+
+
+def _newer(payload: bytes) -> str:
+    """Why a message of a later wire version does not decode; empty for any other."""
+    with contextlib.suppress(msgspec.DecodeError):
+        version = msgspec.json.decode(payload, type=_Versioned).version
+        return f" (SCHEMA {version}>{VERSION}: update llmos-top)" if version > VERSION else ""
+    return ""
 
 
 def newest_stored(database: Path) -> FrameStored | None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from llmos_top.glyphs import Glyphs
 from llmos_top.numbers import clock, seconds
 from llmos_top.rows import SORTS, Order
-from llmos_top.state import Life, Liveness, State
-from llmos_top.text import Line, clean, ends, fit, flow, line
+from llmos_top.state import Broker, Life, Liveness, State
+from llmos_top.text import Line, clean, ends, fit, flow, line, width_of
 from llmosd.wire import VERSION, EventMessage, Frame
 
 START = "llmosd start"
@@ -51,8 +51,9 @@ def header(state: State, live: Liveness, at: float, width: int, glyphs: Glyphs, 
         right.insert(0, line((f"{glyphs.paused} PAUSED", "warn")))
     if frame is not None and width >= 100:
         right.insert(-1, line(("up ", "label"), seconds(frame.uptime_s)))
-    left = flow([line((" llmos-top", "title")), *_names(state, frame)], max(0, width - 4))
-    return ends(left, (*flow(right, width), (" ", "")), width)
+    end = (*flow(right, width - 1), (" ", ""))
+    names = [line((" llmos-top", "title")), *_names(state, frame)]
+    return ends(flow(names, width - width_of(end) - 2), end, width)
 
 
 def _names(state: State, frame: Frame | None) -> list[Line]:
@@ -68,6 +69,8 @@ def banner(state: State, live: Liveness, where: Where, glyphs: Glyphs) -> Line |
     retry = "" if live.retry_in_s is None else f", retry in {live.retry_in_s:.0f}s"
     reason = clean(state.broker_error)
     mark = glyphs.life[live.life]
+    if state.unreadable and state.broker is Broker.UP:
+        return line((f" {mark} {clean(state.unreadable)}", "warn"))
     match live.life:
         case Life.DAEMON_DOWN:
             return line((f" {mark} The daemon is down.{last}  Start it: ", "bad"), (START, "title"))
@@ -87,8 +90,6 @@ def banner(state: State, live: Liveness, where: Where, glyphs: Glyphs) -> Line |
 def _remark(state: State) -> Line | None:
     """Said while live: something short of trouble."""
     frame = state.frame
-    if state.unreadable:
-        return line((f" {clean(state.unreadable)}", "warn"))
     if frame is not None and frame.version > VERSION:
         return line((f" SCHEMA {frame.version}>{VERSION}: the daemon is newer, what is known is shown", "warn"))
     if frame is not None and frame.state != "serving":

@@ -16,7 +16,7 @@ from llmos_top.numbers import (
     signed_percent,
 )
 from llmos_top.state import State
-from llmos_top.text import Line, fit, line
+from llmos_top.text import Line, fit, flow, line
 from llmosd.wire import Frame, Percentiles
 
 HIGH, ALARM = 0.85, 0.97
@@ -54,13 +54,13 @@ def scheduler(state: State, frame: Frame, width: int, glyphs: Glyphs) -> list[Li
         row("waiting", count(queue.waiting), state.series(lambda f: f.queue.waiting)),
         row("prefill", count(queue.prefilling), state.series(lambda f: f.queue.prefilling), queue.slots),
         line(("preempted ", "label"), f"{count(preempted)}/min  total {count(queue.preemptions_total)}"),
-        line(
-            ("finished ", "label"),
-            count(queue.finished_total),
-            ("  cancelled ", "label"),
-            count(queue.cancelled_total),
-            ("  failed ", "label"),
-            (count(queue.failed_total), "bad" if queue.failed_total else ""),
+        flow(
+            [
+                line(("done ", "label"), count(queue.finished_total)),
+                line(("cancelled ", "label"), count(queue.cancelled_total)),
+                line(("failed ", "label"), (count(queue.failed_total), "bad" if queue.failed_total else "")),
+            ],
+            width,
         ),
     ]
 
@@ -93,7 +93,7 @@ def pool(state: State, frame: Frame, width: int, glyphs: Glyphs) -> list[Line]:
 
 
 def latency(state: State, frame: Frame, width: int, glyphs: Glyphs) -> list[Line]:
-    column = max(7, (width - 12) // 5)
+    column = max(6, (width - 12) // 5)
 
     def row(name: str, p: Percentiles) -> Line:
         figures = [*map(milliseconds, (p.p50_ms, p.p95_ms, p.p99_ms, p.mean_ms)), count(p.count)]
@@ -111,7 +111,7 @@ def latency(state: State, frame: Frame, width: int, glyphs: Glyphs) -> list[Line
 
 
 def throughput(state: State, frame: Frame, width: int, glyphs: Glyphs) -> list[Line]:
-    flow, step = frame.throughput, frame.step
+    rates, step = frame.throughput, frame.step
 
     def row(name: str, value: float, total: int, series: list[float | None]) -> Line:
         room = width - 22
@@ -124,8 +124,8 @@ def throughput(state: State, frame: Frame, width: int, glyphs: Glyphs) -> list[L
 
     generated = state.series(lambda f: f.throughput.generated_per_s)
     return [
-        row("out", flow.generated_per_s, flow.generated_tokens_total, generated),
-        row("in", flow.prompt_per_s, flow.prompt_tokens_total, state.series(lambda f: f.throughput.prompt_per_s)),
+        row("out", rates.generated_per_s, rates.generated_tokens_total, generated),
+        row("in", rates.prompt_per_s, rates.prompt_tokens_total, state.series(lambda f: f.throughput.prompt_per_s)),
         line(
             ("step ", "label"),
             f"p50 {milliseconds(step.p50_ms)}  p95 {milliseconds(step.p95_ms)}",
@@ -195,9 +195,9 @@ def queueing(state: State, frame: Frame, width: int, glyphs: Glyphs) -> list[Lin
             ("  μ ", "label"),
             f"{rate(q.mu_per_s)}/s",
         ),
-        row("measured", measured),
+        (*row("measured", measured), *line(("   L/λW ", "label"), rate(q.little))),
     ]
-    return [*rows, *_mm1_lines(frame, row, glyphs), amdahl_line(frame)]
+    return [*rows, *_mm1_lines(frame, row, glyphs), flow(amdahl(frame), width, gap=3)]
 
 
 def _mm1_lines(frame: Frame, row: Callable[..., Line], glyphs: Glyphs) -> list[Line]:
@@ -231,21 +231,17 @@ def _error(predicted: float | None, measured: float | None) -> float | None:
     return predicted / measured - 1
 
 
-def amdahl_line(frame: Frame) -> Line:
-    """Speed-up at the host's cores from timed steps, with p's interval and the spread of the timings."""
-    fit_ = frame.queueing.amdahl
-    name = (fit("Amdahl", 16), "label")
-    if fit_.p is None or fit_.speedup is None:
-        return line(name, (fit_.why or "not measured", "dim"))
-    interval = "" if fit_.p_low is None or fit_.p_high is None else f" ({fit_.p_low:.2f} to {fit_.p_high:.2f})"
-    steps = zip(fit_.threads, fit_.step_ms, fit_.spread_ms, strict=False)
+def amdahl(frame: Frame) -> list[Line]:
+    """Speed-up at the host's cores from timed steps, with p's interval and the spread of the timings, in chunks."""
+    law = frame.queueing.amdahl
+    name = ("Amdahl ", "label")
+    if law.p is None or law.speedup is None:
+        return [line(name, (law.why or "not measured", "dim"))]
+    interval = "" if law.p_low is None or law.p_high is None else f" ({law.p_low:.2f} to {law.p_high:.2f})"
+    steps = zip(law.threads, law.step_ms, law.spread_ms, strict=False)
     timings = ", ".join(f"{n}: {milliseconds(t)} ±{milliseconds(s / 2)}" for n, t, s in steps)
-    return line(
-        name,
-        (f"{fit_.speedup:.2f}×", "value"),
-        f" on {fit_.cores} cores",
-        ("   p ", "label"),
-        f"{fit_.p:.2f}{interval}",
-        ("   step by threads ", "label"),
-        timings,
-    )
+    return [
+        line(name, (f"{law.speedup:.2f}×", "value"), f" on {law.cores} cores"),
+        line(("p ", "label"), f"{law.p:.2f}{interval}"),
+        line(("step by threads ", "label"), timings),
+    ]

@@ -44,6 +44,7 @@ class Lines(Widget):
 
     def retitle(self, title: str) -> None:
         """Change the border's title, only when it is another: that repaints the border."""
+        title = to_ascii(title) if self._ascii else title
         if self.border_title != title:
             self.border_title = title
 
