@@ -35,7 +35,7 @@ QUEUE_LIMIT = 64  # events that wait for the broker's acknowledgements
 
 def backoff(attempt: int, jitter: float) -> float:
     """Seconds before attempt 1, 2, …: doubling from 0.5 to 30, of which `jitter` (0 … 1) may take away half."""
-    return min(BACKOFF_MAX_S, BACKOFF_S * 2 ** min(attempt - 1, 16)) * (1 - jitter / 2)
+    return min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(attempt - 1, 16)) * (1 - jitter / 2)
 
 
 class Bus:
@@ -50,6 +50,7 @@ class Bus:
         self.broker: Broker | None = None
         self.connected = False
         self.gaps = 0  # Frames and events that did not reach the broker, since start
+        self._taking = True  # connected, or not yet known that there is no broker
         self._ensure = ensure
         self._status = status
         self._log = events
@@ -63,15 +64,15 @@ class Bus:
 
     def publish_frame(self, frame: Frame) -> None:
         """Send soon; a Frame that is still unsent is superseded."""
-        if not self.connected or self._frame is not None:
+        if not self._taking or self._frame is not None:
             self.gaps += 1
-        if self.connected:
+        if self._taking:
             self._frame = frame
             self._wake.set()
 
     def publish_event(self, event: EventMessage) -> None:
         """Send soon, unless there are too many: those are counted, and the count is sent."""
-        if not self.connected:
+        if not self._taking:
             self.gaps += 1
         elif len(self._events) >= QUEUE_LIMIT or not self._rate.allow(event.severity, time.monotonic()):
             self._left_out += 1
@@ -134,13 +135,20 @@ class Bus:
             while self._events:
                 await self._send(client, EVENT, self._events[0])
                 self._events.popleft()
-            if self._frame is not None:
-                frame, self._frame = self._frame, None
-                await self._send(client, FRAME, frame)
+            await self._send_frame(client)
             with suppress(TimeoutError):
                 async with asyncio.timeout(1):
                     await self._wake.wait()
             self._wake.clear()
+
+    async def _send_frame(self, client: aiomqtt.Client) -> None:
+        frame, self._frame = self._frame, None
+        if frame is not None:
+            try:
+                await self._send(client, FRAME, frame)
+            except aiomqtt.MqttError:
+                self.gaps += 1
+                raise
 
     async def _send(self, client: aiomqtt.Client, topic: Topic, payload: Status | Frame | EventMessage) -> None:
         await client.publish(topic.on(self._status.node), msgspec.json.encode(payload), topic.qos, topic.retain)
@@ -152,7 +160,7 @@ class Bus:
             self._left_out = 0
 
     def _found(self) -> None:
-        self.connected = True
+        self.connected = self._taking = True
         if missed := self.gaps - self._noted_gaps:
             self._noted_gaps = self.gaps
             seconds = time.time() - self._away_since
@@ -160,8 +168,8 @@ class Bus:
         log.info("publishing to %s", self.broker)
 
     def _lost(self, exc: Exception, attempt: int) -> None:
-        if self.connected:
-            self.connected = False
+        if self._taking:
+            self.connected = self._taking = False
             self._away_since = time.time()
             self.gaps += len(self._events) + (self._frame is not None)
             self._events.clear()
