@@ -1,0 +1,139 @@
+"""One-node sessions over the native operators, and a paged pool to run attention on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from llmosd.runtime import native
+
+Array = NDArray[Any]
+TYPES = {
+    np.dtype(np.float32): TensorProto.FLOAT,
+    np.dtype(np.float16): TensorProto.FLOAT16,
+    np.dtype(np.float64): TensorProto.DOUBLE,
+    np.dtype(np.uint8): TensorProto.UINT8,
+    np.dtype(np.int32): TensorProto.INT32,
+    np.dtype(np.int64): TensorProto.INT64,
+}
+
+
+@functools.lru_cache(maxsize=256)
+def session(
+    op: str, types: tuple[int, ...], threads: int, attributes: tuple[tuple[str, Any], ...]
+) -> onnxruntime.InferenceSession:
+    names = [f"x{i}" for i in range(len(types))]
+    node = helper.make_node(op, names, ["y"], domain="llmos", threads=threads, **dict(attributes))
+    inputs = [helper.make_tensor_value_info(name, kind, None) for name, kind in zip(names, types, strict=True)]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    graph = helper.make_graph([node], "test", inputs, outputs)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("llmos", 1)]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    native.register(options)
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+
+
+def run(op: str, inputs: Sequence[Array], *, threads: int = 1, **attributes: Any) -> Array:
+    """Run one operator; arrays are bound without a copy, so caches among the inputs are written in place."""
+    types = tuple(TYPES[array.dtype] for array in inputs)
+    one = session(op, types, threads, tuple(sorted(attributes.items())))
+    feeds = {f"x{i}": onnxruntime.OrtValue.ortvalue_from_numpy(array) for i, array in enumerate(inputs)}
+    result: Array = one.run_with_ort_values(["y"], feeds)[0].numpy()
+    return result
+
+
+@dataclass(frozen=True)
+class Geometry:
+    heads: int
+    kv_heads: int
+    size: int
+    page_tokens: int
+    half: bool = False
+    context: int = 1024
+
+    @property
+    def scale(self) -> float:
+        return float(np.float32(self.size**-0.5))
+
+    @functools.cached_property
+    def rotation(self) -> tuple[Array, Array]:
+        angles = np.outer(np.arange(self.context), 10000.0 ** (-np.arange(0, self.size, 2) / self.size))
+        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+    def rotate(self, x: Array, positions: Array) -> Array:
+        """Rotate [tokens, heads, size] in float32, as the operator stores keys."""
+        half = self.size // 2
+        c, s = (table[positions][:, None, :] for table in self.rotation)
+        a, b = x[..., :half], x[..., half:]
+        return np.concatenate([a * c - b * s, b * c + a * s], axis=-1)
+
+
+@dataclass
+class Pool:
+    """A page pool full of NaN, and sequences whose pages are handed out in shuffled order."""
+
+    geometry: Geometry
+    pages: int
+    seed: int = 0
+    tables: list[list[int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        g = self.geometry
+        dtype = np.float16 if g.half else np.float32
+        self.rng = np.random.default_rng(self.seed)
+        self.keys = np.full((self.pages, g.kv_heads, g.size, g.page_tokens), np.nan, dtype)
+        self.values = np.full((self.pages, g.kv_heads, g.page_tokens, g.size), np.nan, dtype)
+        self.free = [int(page) for page in self.rng.permutation(self.pages)]
+
+    def grow(self, table: list[int], length: int) -> None:
+        while len(table) * self.geometry.page_tokens < length:
+            table.append(self.free.pop())
+
+    def step(self, parts: Sequence[tuple[Array, int, list[int]]], *, threads: int = 1, **changes: Array) -> Array:
+        """One run over (qkv rows, past length, page table) of each sequence; `changes` replaces inputs by name."""
+        g = self.geometry
+        columns = max([1, *(len(table) for _, _, table in parts)]) + 1
+        inputs: dict[str, Array] = {
+            "qkv": np.concatenate([rows for rows, _, _ in parts]),
+            "keys": self.keys,
+            "values": self.values,
+            "cumulative": np.cumsum([0, *(len(rows) for rows, _, _ in parts)]).astype(np.int32),
+            "past": np.array([past for _, past, _ in parts], np.int32),
+            "table": np.full((len(parts), columns), -(2**31), np.int32),
+            "cos": g.rotation[0],
+            "sin": g.rotation[1],
+        }
+        for row, (_, _, table) in zip(inputs["table"], parts, strict=True):
+            row[: len(table)] = table
+        inputs |= changes
+        attributes = {"num_heads": g.heads, "kv_num_heads": g.kv_heads, "scale": g.scale}
+        return run("PagedAttention", list(inputs.values()), threads=threads, **attributes)
+
+
+def attention_reference(g: Geometry, qkv: Array) -> Array:
+    """Causal attention of one whole sequence [tokens, (heads + 2 kv_heads) · size] in float64."""
+    tokens = len(qkv)
+    parts = qkv.reshape(tokens, g.heads + 2 * g.kv_heads, g.size)
+    positions = np.arange(tokens)
+    stored = np.float16 if g.half else np.float32
+    q = g.rotate(parts[:, : g.heads].astype(np.float64), positions)
+    k = g.rotate(parts[:, g.heads : -g.kv_heads], positions).astype(stored).astype(np.float64)
+    v = parts[:, -g.kv_heads :].astype(stored).astype(np.float64)
+    k, v = (np.repeat(x, g.heads // g.kv_heads, axis=1) for x in (k, v))
+    scores = np.einsum("qhd,khd->hqk", q, k) * g.scale
+    scores[:, positions[:, None] < positions[None, :]] = -np.inf
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    result: Array = np.einsum("hqk,khd->qhd", weights, v).reshape(tokens, -1)
+    return result

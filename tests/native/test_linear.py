@@ -1,0 +1,106 @@
+"""QLinear, Linear and SwiGLU against float64, with bounds that follow from the arithmetic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmosd.runtime import native
+from tests.native.operators import Array, run
+
+pytestmark = pytest.mark.usefixtures("kernels")
+
+EPSILON = 2.0**-24  # half a unit in the last place of float32
+
+shapes = st.tuples(st.integers(1, 40), st.integers(1, 6), st.integers(1, 70))  # rows, blocks of 32, columns
+seeds = st.integers(0, 2**32)
+
+
+def quantised_weights(
+    bits: int, columns: int, blocks: int, rng: np.random.Generator
+) -> tuple[tuple[Array, Array], Array]:
+    """Packed weights and what they mean in float64."""
+    k = 32 * blocks
+    scales = rng.uniform(0.001, 0.1, (columns, blocks)).astype(np.float16).astype(np.float32)
+    if bits == 8:
+        codes = rng.integers(-127, 128, (columns, k), np.int8)
+        return native.pack_q8(codes, scales), codes * np.repeat(scales, 32, 1).astype(np.float64)
+    minima = rng.uniform(-1, 0, (columns, blocks)).astype(np.float16).astype(np.float32)
+    four = rng.integers(0, 16, (columns, k), np.uint8)
+    meant = four * np.repeat(scales, 32, 1).astype(np.float64) + np.repeat(minima, 32, 1)
+    return native.pack_q4(four, scales, minima), meant
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from([4, 8]), shapes, st.integers(1, 3), seeds)
+def test_qlinear_is_within_the_rounding_of_its_activations(
+    bits: int, shape: tuple[int, int, int], threads: int, seed: int
+) -> None:
+    rows, blocks, columns = shape
+    rng = np.random.default_rng(seed)
+    x = (rng.standard_normal((rows, 32 * blocks)) * 10.0 ** rng.integers(-3, 4, (rows, 1))).astype(np.float32)
+    packed, weight = quantised_weights(bits, columns, blocks, rng)
+    y = run("QLinear", [x, *packed], threads=threads, N=columns, K=32 * blocks, bits=bits)
+    steps = np.repeat(np.abs(x.reshape(rows, blocks, 32)).max(-1) / 127, 32, axis=1).astype(np.float64)
+    bound = (steps / 2 * 1.001) @ np.abs(weight).T + 64 * EPSILON * blocks * (np.abs(x) @ np.abs(weight).T + 1e-30)
+    # A 4-bit weight's code and minimum are rounded apart, so their magnitudes count rather than the weight's.
+    slack = 1e-5 * (np.abs(x).sum(-1, keepdims=True) * 3)
+    assert (np.abs(y - x.astype(np.float64) @ weight.T) <= bound + slack).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from([4, 8]), shapes, seeds)
+def test_qlinear_is_exact_but_for_float32_sums(bits: int, shape: tuple[int, int, int], seed: int) -> None:
+    """On integers up to 127 with a 127 in each block the activations' codes are exact, and so are all products."""
+    rows, blocks, columns = shape
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-127, 128, (rows, 32 * blocks)).astype(np.float32)
+    x[:, ::32] = 127
+    packed, weight = quantised_weights(bits, columns, blocks, rng)
+    y = run("QLinear", [x, *packed], N=columns, K=32 * blocks, bits=bits)
+    magnitude = np.abs(x) @ (np.abs(weight).T + (2 if bits == 4 else 0))
+    assert (np.abs(y - x.astype(np.float64) @ weight.T) <= 4 * (blocks + 2) * EPSILON * magnitude).all()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_largest_codes_do_not_overflow(bits: int, sign: int) -> None:
+    columns, blocks = 9, 48
+    codes = np.full((columns, 32 * blocks), 15 if bits == 4 else 127, np.uint8)
+    ones = np.ones((columns, blocks), np.float32)
+    packed = native.pack_q4(codes, ones, 0 * ones) if bits == 4 else native.pack_q8(codes.view(np.int8), ones)
+    x = np.full((5, 32 * blocks), sign * 127.0, np.float32)
+    y = run("QLinear", [x, *packed], N=columns, K=32 * blocks, bits=bits)
+    np.testing.assert_array_equal(y, float(sign * 127 * int(codes[0, 0]) * 32 * blocks))
+
+
+@settings(max_examples=30, deadline=None)
+@given(shapes, st.integers(1, 3), seeds)
+def test_linear_matches_float64(shape: tuple[int, int, int], threads: int, seed: int) -> None:
+    rows, blocks, columns = shape
+    k = 32 * blocks - seed % 32
+    rng = np.random.default_rng(seed)
+    x, weight = rng.standard_normal((rows, k), np.float32), rng.standard_normal((columns, k), np.float32)
+    y = run("Linear", [x, native.pack_f32(weight)], threads=threads, N=columns, K=k)
+    bound = 2 * k * EPSILON * (np.abs(x).astype(np.float64) @ np.abs(weight).T)
+    assert (np.abs(y - x.astype(np.float64) @ weight.T) <= bound).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 20), st.integers(1, 40), st.integers(1, 3), seeds)
+def test_swiglu_matches_float64(rows: int, width: int, threads: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = (rng.standard_normal((rows, 2 * width)) * rng.choice([0.01, 1, 30, 1000], (rows, 2 * width))).astype(np.float32)
+    gate, up = np.split(x.astype(np.float64), 2, axis=1)
+    y = run("SwiGLU", [x], threads=threads)
+    np.testing.assert_allclose(y, gate / (1 + np.exp(-np.maximum(gate, -700))) * up, rtol=2e-6, atol=1e-30)
+
+
+def test_leading_dimensions_are_kept() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3, 64), np.float32)
+    weight = native.pack_f32(rng.standard_normal((5, 64), np.float32))
+    assert run("Linear", [x, weight], N=5, K=64).shape == (2, 3, 5)
+    assert run("SwiGLU", [x]).shape == (2, 3, 32)
