@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from llmosd.application.engine_ledger import Ledger
-from llmosd.application.engine_loop import STOPPED, Inbox, Loop, death
+from llmosd.application.engine_loop import STOPPED, Inbox, Loop, Stop, death
 from llmosd.application.engine_messages import Batch, Cancel, Command, Inspect, Renice, Reply, Submit
 from llmosd.system.executor import Executor
 from llmosd.system.kernel import Kernel
@@ -64,7 +64,7 @@ class ThreadEngine:
             self._inbox.put(command)
 
     def stop(self, drain: bool) -> None:
-        self._inbox.stop(drain)
+        self._inbox.put(Stop(drain))
 
     def join(self, timeout: float | None = None) -> bool:
         self._thread.join(timeout)

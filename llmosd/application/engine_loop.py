@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import Enum, auto
 
 from llmosd.application.engine_messages import Batch, Cancel, Command, Inspect, Renice, Reply, Submit
@@ -29,35 +30,35 @@ STOPPED = "the engine was stopped before the request had ended"
 class Phase(Enum):
     RUNNING = auto()
     DRAINING = auto()  # what is accepted is finished, nothing new is taken
-    STOPPING = auto()  # at the next chance
+    STOPPING = auto()  # now
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Takes its turn among the commands: what was posted before it is still accepted."""
+
+    drain: bool
 
 
 class Inbox:
-    """Commands from any thread to the loop's; putting never waits for a step."""
+    """From any thread to the loop's; putting never waits for a step."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._commands: list[Command] = []
-        self._phase = Phase.RUNNING
+        self._messages: list[Command | Stop] = []
 
-    def put(self, command: Command) -> None:
+    def put(self, message: Command | Stop) -> None:
         with self._condition:
-            self._commands.append(command)
+            self._messages.append(message)
             self._condition.notify()
 
-    def stop(self, drain: bool) -> None:
+    def take(self, wait: bool) -> list[Command | Stop]:
+        """All there is; with `wait` at least one."""
         with self._condition:
-            if self._phase is not Phase.STOPPING:
-                self._phase = Phase.DRAINING if drain else Phase.STOPPING
-            self._condition.notify()
-
-    def take(self, wait: bool) -> tuple[list[Command], Phase]:
-        """All commands; with `wait` at least one, unless the loop is to end."""
-        with self._condition:
-            while wait and not self._commands and self._phase is Phase.RUNNING:
+            while wait and not self._messages:
                 self._condition.wait()
-            commands, self._commands = self._commands, []
-            return commands, self._phase
+            messages, self._messages = self._messages, []
+            return messages
 
 
 class Loop:
@@ -76,6 +77,7 @@ class Loop:
         self._inbox = inbox
         self._deliver = deliver
         self._clock = clock
+        self._phase = Phase.RUNNING
         self._in_flight: Plan | None = None
 
     def run(self) -> None:
@@ -92,36 +94,41 @@ class Loop:
     def _turn(self) -> bool:
         """One drain of the commands and one step; False when it was the last."""
         was_idle = self._kernel.idle
-        commands, phase = self._inbox.take(wait=was_idle)
-        if commands:
-            self._serve(commands, phase)
-        if phase is Phase.STOPPING:
+        if messages := self._inbox.take(wait=was_idle):
+            self._serve(messages)
+        if self._phase is Phase.STOPPING:
             return False
         if not self._kernel.idle:
             self._step()
         if self._kernel.idle and not was_idle:
             self._kernel.check()
-        return not (phase is Phase.DRAINING and self._kernel.idle)
+        return not (self._phase is Phase.DRAINING and self._kernel.idle)
 
     # ---- commands
 
-    def _serve(self, commands: list[Command], phase: Phase) -> None:
+    def _serve(self, messages: list[Command | Stop]) -> None:
         replies, events = list[Reply](), list[Event]()
-        for command in commands:
+        for message in messages:
+            if isinstance(message, Stop):
+                self._stop(message)
+                continue
             try:
-                if isinstance(command, Submit) and phase is not Phase.RUNNING:
-                    raise Unavailable(f"the engine is {phase.name.lower()}: no new requests are taken")
-                value = self._apply(command, events)
+                replies.append(Reply(message.ticket, self._apply(message, events)))
             except LlmosError as error:
-                replies.append(Reply(command.ticket, error))
-            else:
-                replies.append(Reply(command.ticket, value))
-        self._hand_over(replies, events)
+                replies.append(Reply(message.ticket, error))
+        if replies:
+            self._hand_over(replies, events)
+
+    def _stop(self, stop: Stop) -> None:
+        if self._phase is not Phase.STOPPING:
+            self._phase = Phase.DRAINING if stop.drain else Phase.STOPPING
 
     def _apply(self, command: Command, events: list[Event]) -> RequestView | KernelStats | None:
         now, kernel = self._clock(), self._kernel
         match command:
             case Submit(spec=spec):
+                if self._phase is not Phase.RUNNING:
+                    raise Unavailable(f"the engine is {self._phase.name.lower()}: no new requests are taken")
                 events += kernel.submit(spec, now)
                 return kernel.view(spec.id)
             case Cancel(id=id, reason=reason):

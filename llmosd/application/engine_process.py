@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copyreg
 import multiprocessing
-import pickle
 import queue
 import signal
 import threading
@@ -16,10 +15,12 @@ from typing import Any
 
 from llmosd.application.engine import Build, ThreadEngine
 from llmosd.application.engine_ledger import Ledger
-from llmosd.application.engine_loop import STOPPED
+from llmosd.application.engine_loop import STOPPED, Stop
 from llmosd.application.engine_messages import Batch, Command
 from llmosd.errors import QueueFull
-from llmosd.types import KernelStats, Nanoseconds
+from llmosd.system.executor import Executor
+from llmosd.system.kernel import Kernel
+from llmosd.types import KernelStats
 
 
 def _reduce_queue_full(error: QueueFull) -> tuple[Any, ...]:
@@ -30,7 +31,7 @@ copyreg.pickle(QueueFull, _reduce_queue_full)  # its keyword is required, which 
 
 
 class ProcessEngine:
-    """An Engine whose `build` runs in a spawned child, so it has to be picklable; `clock` is CLOCK_MONOTONIC in both.
+    """An Engine whose `build` runs in a spawned child, so it has to be picklable; its clock is the monotonic one.
 
     `deliver` is called from a thread of this process. If the child dies, what was live ends failed, as with a thread.
     """
@@ -38,7 +39,7 @@ class ProcessEngine:
     def __init__(self, build: Build, deliver: Callable[[Batch], None]) -> None:
         self.failure: str | None = None
         self._ledger = Ledger(deliver)
-        self._outbox: queue.SimpleQueue[Command | bool | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[Command | Stop | None] = queue.SimpleQueue()
         self._pipe, self._far_end = multiprocessing.get_context("spawn").Pipe()
         self._child = multiprocessing.get_context("spawn").Process(
             target=_child_main, args=(self._far_end, build), name="engine", daemon=True
@@ -60,7 +61,7 @@ class ProcessEngine:
             self._outbox.put(command)
 
     def stop(self, drain: bool) -> None:
-        self._outbox.put(drain)
+        self._outbox.put(Stop(drain))
 
     def join(self, timeout: float | None = None) -> bool:
         self._reader.join(timeout)
@@ -75,11 +76,9 @@ class ProcessEngine:
 
     def _read(self) -> None:
         try:
-            while (message := self._pipe.recv()) is not None:
-                if isinstance(message, Batch):
-                    self._ledger.pass_on(message)
-                else:
-                    self.failure = message
+            while isinstance(message := self._pipe.recv(), Batch):
+                self._ledger.pass_on(message)
+            self.failure = message
         except (EOFError, OSError):
             self.failure = f"the engine's process died (exit code {self._exit_code()}); the daemon has to be restarted"
         self._outbox.put(None)
@@ -91,31 +90,29 @@ class ProcessEngine:
 
 
 def _child_main(pipe: Connection, build: Build) -> None:
-    """Messages to the parent: KernelStats or an exception first, then batches; at the end what it died of, and None."""
+    """Messages to the parent: KernelStats or an exception first, then batches, last what it died of or None."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
-    first: list[KernelStats] = []
+    first, lock = list[KernelStats](), threading.Lock()
 
-    def built() -> Any:
+    def built() -> tuple[Kernel, Executor]:
         kernel, executor = build()
         first.append(kernel.stats(requests=False))
         return kernel, executor
 
-    engine = ThreadEngine(built, lambda batch: pipe.send_bytes(pickle.dumps(batch)), clock=_monotonic)
+    def send(message: object) -> None:
+        with lock:
+            pipe.send(message)
+
+    engine = ThreadEngine(built, send)
     try:
         engine.start()
     except BaseException as error:
-        pipe.send(error)
+        send(error)
         return
-    pipe.send(first[0])
+    send(first[0])
     threading.Thread(target=_forward, args=(pipe, engine), name="engine-reader", daemon=True).start()
     engine.join()
-    if engine.failure:
-        pipe.send(engine.failure)
-    pipe.send(None)
-
-
-def _monotonic() -> Nanoseconds:
-    return time.monotonic_ns()
+    send(engine.failure)
 
 
 def _forward(pipe: Connection, engine: ThreadEngine) -> None:
@@ -123,8 +120,8 @@ def _forward(pipe: Connection, engine: ThreadEngine) -> None:
     try:
         while True:
             message = pipe.recv()
-            if isinstance(message, bool):
-                engine.stop(message)
+            if isinstance(message, Stop):
+                engine.stop(message.drain)
             else:
                 engine.post(message)
     except (EOFError, OSError):

@@ -1,0 +1,232 @@
+"""The loop under failures, many threads and idleness; and the death of an engine, in which nobody is left waiting."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+from engine_world import CULPRIT, TICKETS, Fault, Hooked, Listener, build_paced, make_executor, make_kernel, spec
+
+from llmosd.application.engine import Cancel, Inspect, Submit, ThreadEngine
+from llmosd.application.engine_process import ProcessEngine
+from llmosd.errors import QueueFull, StepError, Unavailable
+from llmosd.system.executor import Executor
+from llmosd.system.kernel import Kernel
+from llmosd.types import Ended, Plan, State, StepResult
+
+Start = Callable[[Executor], ThreadEngine]
+
+
+@pytest.fixture
+def listener() -> Listener:
+    return Listener()
+
+
+@pytest.fixture
+def start(listener: Listener) -> Iterator[Start]:
+    engines: list[ThreadEngine] = []
+
+    def started(executor: Executor, kernel: Kernel | None = None) -> ThreadEngine:
+        engine = ThreadEngine(lambda: (kernel or make_kernel(), executor), listener)
+        engine.start()
+        engines.append(engine)
+        return engine
+
+    yield started
+    for engine in engines:
+        engine.stop(drain=False)
+        assert engine.join(timeout=30)
+
+
+def submit(engine: ThreadEngine | ProcessEngine, *ids: str, prompt: int | list[int] = 10, n: int = 1) -> None:
+    for id in ids:
+        engine.post(Submit(next(TICKETS), spec(id, max_tokens=6, prompt=prompt, n=n)))
+
+
+# ---- failed steps
+
+
+def test_a_step_that_fails_once_is_executed_again(start: Start, listener: Listener) -> None:
+    tried = Counter[int]()
+
+    def fail_first(plan: Plan) -> None:
+        tried[plan.step] += 1
+        if tried[plan.step] == 1:
+            raise StepError("out of luck")
+
+    submit(start(Hooked(make_executor(), fail_first)), "a", "b")
+    assert {listener.ended(id).state for id in "ab"} == {State.FINISHED}
+    assert listener.tokens("a") == listener.tokens("b") == list(range(6))
+    assert set(tried.values()) == {2}
+
+
+def test_the_culprit_of_a_failing_step_fails_alone(start: Start, listener: Listener) -> None:
+    hold = threading.Event()
+    fault = Fault()
+
+    def before(plan: Plan) -> None:
+        assert hold.wait(30)
+        fault(plan)
+
+    engine = start(Hooked(make_executor(), before))
+    submit(engine, "a")
+    submit(engine, "bad", prompt=[1, 2, CULPRIT])
+    submit(engine, "b", n=2)
+    hold.set()
+    assert listener.ended("bad").state is State.FAILED
+    assert listener.ended("bad").error == "page 17 is out of range"
+    assert {listener.ended(id).state for id in "ab"} == {State.FINISHED}
+    assert listener.tokens("a") == listener.tokens("b", 0) == listener.tokens("b", 1) == list(range(6))
+    assert engine.failure is None
+
+
+def test_page_copies_are_not_repeated_between_sequences_run_apart(start: Start, listener: Listener) -> None:
+    """A sequence run apart may have written to the source of a copy by the time the next one runs."""
+    ran: list[Plan] = []
+
+    def fail_together(plan: Plan) -> None:
+        if len(plan.sequences) > 1:
+            raise StepError("one at a time")
+        ran.append(plan)
+
+    submit(start(Hooked(make_executor(), fail_together)), "a", n=2)
+    assert listener.ended("a").state is State.FINISHED
+    copying = [plan for plan in ran if plan.copies]
+    assert copying
+    assert all(not plan.sequences for plan in copying)
+    assert Counter(plan.step for plan in copying).most_common(1)[0][1] == 1
+
+
+# ---- death
+
+
+def crash(plan: Plan) -> None:
+    if plan.step == 3:
+        raise ZeroDivisionError("a defect")
+
+
+class Impostor:
+    """An executor whose results belong to another step, which the kernel refuses."""
+
+    def execute(self, plan: Plan) -> StepResult:
+        return replace(make_executor().execute(replace(plan, sequences=())), step=plan.step + 1)
+
+
+@pytest.mark.parametrize(
+    ("executor", "named"), [(Hooked(make_executor(), crash), "ZeroDivisionError"), (Impostor(), "ValueError")]
+)
+def test_an_engine_that_dies_leaves_nobody_waiting(
+    start: Start, listener: Listener, executor: Executor, named: str
+) -> None:
+    engine = start(executor)
+    commands = [Submit(next(TICKETS), spec(f"r{i}", max_tokens=6)) for i in range(8)]  # more than there are slots
+    for command in commands:
+        engine.post(command)
+    assert engine.join(timeout=30)
+    for command in commands:
+        answer = listener.reply(command)
+        if isinstance(answer, Unavailable):  # it came when the engine was dead already
+            continue
+        ended = listener.ended(command.spec.id)
+        assert ended.state is State.FAILED and named in str(ended.error)
+        assert ended.times.total > 0
+    assert any(isinstance(event, Ended) for event in listener.events)
+    assert engine.failure and named in engine.failure
+    engine.post(inspect := Inspect(next(TICKETS)))
+    error = listener.reply(inspect)
+    assert isinstance(error, Unavailable) and named in error.message
+
+
+def test_a_child_that_is_killed_leaves_nobody_waiting(listener: Listener) -> None:
+    engine = ProcessEngine(build_paced, listener)
+    engine.start()
+    engine.post(Submit(next(TICKETS), spec("a", max_tokens=900)))
+    listener.first_output("a")
+    for child in multiprocessing.active_children():
+        child.kill()
+    assert engine.join(timeout=30)
+    ended = listener.ended("a")
+    assert ended.state is State.FAILED
+    assert ended.completion_tokens == len(listener.tokens("a")) > 0
+    engine.post(inspect := Inspect(next(TICKETS)))
+    error = listener.reply(inspect)
+    assert isinstance(error, Unavailable) and "exit code -9" in error.message
+
+
+def test_a_full_queue_says_so_across_the_pipe(listener: Listener) -> None:
+    engine = ProcessEngine(build_crowded, listener)
+    engine.start()
+    commands = [Submit(next(TICKETS), spec(f"r{i}", max_tokens=900)) for i in range(12)]
+    for command in commands:
+        engine.post(command)
+    errors = [listener.reply(command) for command in commands]
+    assert any(isinstance(error, QueueFull) and error.retry_after_s > 0 for error in errors)
+    engine.stop(drain=False)
+    assert engine.join(timeout=30)
+
+
+def build_crowded() -> tuple[Kernel, Executor]:
+    return make_kernel(slots=1, queue_limit=3), Hooked(make_executor(), lambda _plan: time.sleep(0.002))
+
+
+# ---- idleness and crowds
+
+
+def test_an_idle_engine_has_checked_its_kernel_and_does_nothing(listener: Listener) -> None:
+    checks: list[int] = []
+    reads: list[int] = []
+
+    class Watched(Kernel):
+        def check(self) -> None:
+            checks.append(len(reads))
+            super().check()
+
+    def clock() -> int:
+        reads.append(1)
+        return time.monotonic_ns()
+
+    limits = make_kernel().limits
+    engine = ThreadEngine(lambda: (Watched(limits, make_kernel().policy), make_executor()), listener, clock)
+    engine.start()
+    submit(engine, "a")
+    listener.ended("a")
+    engine.post(inspect := Inspect(next(TICKETS)))
+    listener.reply(inspect)
+    assert len(checks) == 1
+    before = len(reads)
+    time.sleep(0.2)
+    assert len(reads) == before
+    engine.stop(drain=True)
+    assert engine.join(timeout=30)
+
+
+def test_commands_from_many_threads_each_get_one_reply(start: Start, listener: Listener) -> None:
+    engine = start(make_executor())
+    posted: list[int] = []
+
+    def client(number: int) -> None:
+        for i in range(10):
+            id = f"{number}-{i}"
+            commands = [Submit(next(TICKETS), spec(id, max_tokens=30)), Inspect(next(TICKETS))]
+            if i % 3 == 0:
+                commands.append(Cancel(next(TICKETS), id, "changed my mind"))
+            for command in commands:
+                posted.append(command.ticket)
+                engine.post(command)
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    engine.stop(drain=True)
+    assert engine.join(timeout=60)
+    assert Counter(reply.ticket for reply in listener.replies) == Counter(posted)
+    ends = Counter(event.request.id for event in listener.events if isinstance(event, Ended))
+    assert set(ends.values()) == {1}
+    assert listener.batches[-1].stats.running == listener.batches[-1].stats.pages_used == 0

@@ -1,0 +1,139 @@
+"""What holds for an engine wherever it lives: on a thread or in a process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import engine_world as world
+import pytest
+from engine_world import TICKETS, Listener, spec
+
+from llmosd.application.engine import Build, Cancel, Engine, Inspect, Renice, Submit, ThreadEngine
+from llmosd.application.engine_process import ProcessEngine
+from llmosd.errors import ContextTooLong, InvalidRequest, ModelError, NotFound, Unavailable
+from llmosd.types import KernelStats, RequestView, State
+
+Start = Callable[[Build], Engine]
+
+
+@pytest.fixture
+def listener() -> Listener:
+    return Listener()
+
+
+@pytest.fixture(params=[ThreadEngine, ProcessEngine])
+def start(request: pytest.FixtureRequest, listener: Listener) -> Iterator[Start]:
+    engines: list[Engine] = []
+
+    def started(build: Build) -> Engine:
+        engine: Engine = request.param(build, listener)
+        engine.start()
+        engines.append(engine)
+        return engine
+
+    yield started
+    for engine in engines:
+        engine.stop(drain=False)
+        assert engine.join(timeout=30)
+
+
+def test_a_request_runs_to_its_end(start: Start, listener: Listener) -> None:
+    engine = start(world.build)
+    submit = Submit(next(TICKETS), spec("a", max_tokens=7))
+    engine.post(submit)
+    view = listener.reply(submit)
+    assert isinstance(view, RequestView)
+    assert (view.id, view.state, view.max_tokens) == ("a", State.QUEUED, 7)
+    ended = listener.ended("a")
+    assert (ended.state, ended.completion_tokens, ended.finish) == (State.FINISHED, 7, "length")
+    assert listener.tokens("a") == list(range(7))
+    assert listener.batches[-1].stats.pages_used == 0
+
+
+def test_steps_are_measured(start: Start, listener: Listener) -> None:
+    engine = start(world.build)
+    engine.post(Submit(next(TICKETS), spec("a", prompt=20, max_tokens=3)))
+    listener.ended("a")
+    steps = [batch.step for batch in listener.batches if batch.step]
+    assert [(s.prefill_tokens, s.decode_tokens, s.context_tokens) for s in steps] == [
+        (16, 0, 0),
+        (4, 0, 16),
+        (0, 1, 20),
+        (0, 1, 21),
+    ]
+    assert all(s.plan_ns >= 0 and s.execute_ns >= 0 and s.commit_ns >= 0 for s in steps)
+    assert [s.step for s in steps] == [0, 1, 2, 3]
+
+
+def test_errors_come_back_as_replies(start: Start, listener: Listener) -> None:
+    engine = start(world.build)
+    commands = [
+        (Submit(next(TICKETS), spec("big", prompt=900, max_tokens=900)), ContextTooLong),
+        (Submit(next(TICKETS), spec("empty", prompt=[])), InvalidRequest),
+        (Cancel(next(TICKETS), "nobody", "x"), NotFound),
+        (Renice(next(TICKETS), "nobody", 3), NotFound),
+    ]
+    for command, _ in commands:
+        engine.post(command)
+    for command, expected in commands:
+        error = listener.reply(command)
+        assert type(error) is expected
+        assert error.message
+    assert not listener.events
+
+
+def test_cancel_renice_and_inspect_act_on_running_requests(start: Start, listener: Listener) -> None:
+    engine = start(world.build_paced)
+    for id in "ab":
+        engine.post(Submit(next(TICKETS), spec(id, max_tokens=900)))
+        listener.first_output(id)
+    renice, inspect = Renice(next(TICKETS), "b", -5), Inspect(next(TICKETS))
+    engine.post(renice)
+    engine.post(inspect)
+    view, stats = listener.reply(renice), listener.reply(inspect)
+    assert isinstance(view, RequestView) and view.nice == -5
+    assert isinstance(stats, KernelStats)
+    assert {r.id: r.nice for r in stats.requests} == {"a": 0, "b": -5}
+    cancel = Cancel(next(TICKETS), "a", "not needed")
+    engine.post(cancel)
+    assert listener.reply(cancel) is None
+    assert listener.ended("a").state is State.CANCELLED
+    again = Inspect(next(TICKETS))
+    engine.post(again)
+    last = listener.reply(again)
+    assert isinstance(last, KernelStats)
+    assert [r.id for r in last.requests] == ["b"]
+
+
+def test_drain_finishes_what_was_accepted_and_refuses_the_rest(start: Start, listener: Listener) -> None:
+    engine = start(world.build_paced)
+    for id in "abcdef":  # four slots: two of them wait
+        engine.post(Submit(next(TICKETS), spec(id, max_tokens=10)))
+    listener.first_output("a")
+    engine.stop(drain=True)
+    late = Submit(next(TICKETS), spec("late"))
+    engine.post(late)
+    assert isinstance(listener.reply(late), Unavailable)
+    assert engine.join(timeout=30)
+    assert [listener.ended(id).completion_tokens for id in "abcdef"] == [10] * 6
+    assert engine.failure is None
+    engine.post(too_late := Inspect(next(TICKETS)))
+    assert isinstance(listener.reply(too_late), Unavailable)
+
+
+def test_stop_without_drain_fails_what_is_live(start: Start, listener: Listener) -> None:
+    engine = start(world.build_paced)
+    for id in "abcdef":
+        engine.post(Submit(next(TICKETS), spec(id, max_tokens=900)))
+    listener.first_output("a")
+    engine.stop(drain=True)
+    engine.stop(drain=False)
+    assert engine.join(timeout=30)
+    for id in "abcdef":
+        assert listener.ended(id).state is State.FAILED
+        assert "stopped" in str(listener.ended(id).error)
+
+
+def test_what_building_raises_is_raised_by_start(start: Start, listener: Listener) -> None:
+    with pytest.raises(ModelError, match="there is no model"):
+        start(world.build_nothing)
