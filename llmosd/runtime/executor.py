@@ -1,0 +1,118 @@
+"""Executes plans on a real model: pack, run, sample, detokenise, decide who has finished."""
+
+from __future__ import annotations
+
+import time
+from array import array
+
+from llmosd.errors import StepError
+from llmosd.runtime.cuts import Row
+from llmosd.runtime.detokenizer import Detokenizer
+from llmosd.runtime.packing import Packer
+from llmosd.runtime.paged_model import PagedModel
+from llmosd.runtime.sampling import Draw, Sampler, Stream
+from llmosd.runtime.tokenizer import Tokenizer
+from llmosd.types import (
+    FinishReason,
+    Nanoseconds,
+    Plan,
+    SequenceId,
+    SequencePlan,
+    SequenceResult,
+    SequenceStart,
+    StepResult,
+    TokenLogprob,
+)
+
+
+class OnnxExecutor:
+    """An Executor over a paged model. One thread only.
+
+    A sequence's state advances only after the whole step was run and sampled, so a failed plan can be executed again.
+    """
+
+    def __init__(
+        self, model: PagedModel, tokenizer: Tokenizer, page_table: array[int], rows: int, columns: int
+    ) -> None:
+        """`page_table` is the kernel's flat rows × columns array, wrapped here, not copied."""
+        self._model = model
+        self._tokenizer = tokenizer
+        self._packer = Packer(page_table, rows, columns, model.page_tokens)
+        self._sampler = Sampler(model.geometry.vocab)
+        self._sequences: dict[SequenceId, _Sequence] = {}
+
+    def execute(self, plan: Plan) -> StepResult:
+        """Raises StepError where the run failed; logits that are not finite end their own sequence only."""
+        began = time.perf_counter_ns()
+        self._prepare(plan)
+        draws, run_ns = self._run(plan.sequences) if plan.sequences else ({}, 0)
+        results = tuple(self._result(part, draws.get(part.sequence)) for part in plan.sequences)
+        return StepResult(plan.step, results, run_ns, time.perf_counter_ns() - began)
+
+    def _prepare(self, plan: Plan) -> None:
+        for sequence in plan.ended:
+            self._sequences.pop(sequence, None)
+        for start in plan.started:
+            self._sequences[start.sequence] = _Sequence(start)
+        for copy in plan.copies:
+            self._model.copy_page(copy.source, copy.target)
+
+    def _run(self, parts: tuple[SequencePlan, ...]) -> tuple[dict[SequenceId, Draw | StepError], Nanoseconds]:
+        """Run all sequences and draw a token, or find an error, for each that is to be sampled."""
+        packed = self._packer.pack(parts)
+        began = time.perf_counter_ns()
+        logits = self._model.run(
+            packed.token_ids, packed.cumulative_lengths, packed.past_lengths, packed.page_table, packed.logit_rows
+        )
+        run_ns = time.perf_counter_ns() - began
+        sampled = [part for part in parts if part.sample]
+        return {part.sequence: self._draw(part, row) for part, row in zip(sampled, logits, strict=True)}, run_ns
+
+    def _draw(self, part: SequencePlan, row: Row) -> Draw | StepError:
+        stream = self._sequences[part.sequence].stream
+        assert stream.position == part.past + len(part.tokens), f"sequence {part.sequence} is sampled out of turn"
+        try:
+            return self._sampler.draw(row, stream)
+        except StepError as error:
+            return error
+
+    def _result(self, part: SequencePlan, draw: Draw | StepError | None) -> SequenceResult:
+        if draw is None:
+            return SequenceResult(part.sequence)
+        if isinstance(draw, StepError):
+            return SequenceResult(part.sequence, error=draw.message)
+        text, finish = self._sequences[part.sequence].accept(draw.token, self._tokenizer)
+        logprobs = (self._logprob(draw),) if draw.logprob is not None else ()
+        return SequenceResult(part.sequence, (draw.token,), text, logprobs, finish)
+
+    def _logprob(self, draw: Draw) -> TokenLogprob:
+        assert draw.logprob is not None
+        top = tuple((token, self._text(token), value) for token, value in draw.top)
+        return TokenLogprob(draw.token, self._text(draw.token), draw.logprob, top)
+
+    def _text(self, token: int) -> str:
+        return self._tokenizer.token_bytes(token).decode("utf-8", errors="replace")
+
+
+class _Sequence:
+    """What the executor keeps of one sequence between steps; preemption does not touch it."""
+
+    def __init__(self, start: SequenceStart) -> None:
+        assert start.sampling.max_tokens is not None, "the kernel resolves max_tokens"
+        self.stream = Stream(start)
+        self._text = Detokenizer(start.sampling.stop)
+        self._left = start.sampling.max_tokens
+        self._ignore_eos = start.sampling.ignore_eos
+
+    def accept(self, token: int, tokenizer: Tokenizer) -> tuple[str, FinishReason | None]:
+        """Move on by one token: the text that became safe with it, and whether the sequence ends here."""
+        self.stream.accept(token)
+        self._left -= 1
+        if token in tokenizer.eos_ids and not self._ignore_eos:
+            return self._text.flush(), FinishReason.STOP
+        text, stopped = self._text.push(tokenizer.token_bytes(token))
+        if stopped:
+            return text, FinishReason.STOP
+        if self._left == 0:
+            return text + self._text.flush(), FinishReason.LENGTH
+        return text, None
