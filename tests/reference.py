@@ -81,7 +81,8 @@ class Reference:
         scores = np.where(np.tri(len(qkv), dtype=bool), scores, np.float32(-np.inf))
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
-        return np.einsum("hqk,khd->qhd", weights, value).reshape(len(qkv), -1)
+        mixed: F32 = np.einsum("hqk,khd->qhd", weights, value).reshape(len(qkv), -1)
+        return mixed
 
     def rotate(self, value: F32) -> F32:
         """Rotary embedding; the pairs are (i, i + D/2)."""
