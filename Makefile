@@ -22,7 +22,8 @@ MODEL   := smollm2-135m-instruct
 run: model  ## serve the model and talk to it
 	$(BIN)/llmosd run --serve
 
-test: check model  ## checks, then the whole test suite
+test: check  ## checks, then the whole test suite, with the real model
+	$(BIN)/llmosd models pull $(MODEL) --home .cache/home
 	$(BIN)/pytest
 
 check: $(VENV)/.test  ## lint, format, types, import contracts
@@ -43,7 +44,7 @@ model: install
 	$(BIN)/llmosd models pull $(MODEL)
 
 clean:  ## remove what this file made (not the data under LLMOS_HOME)
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	rm -rf llmosd/runtime/native/lib
 
 $(BIN)/python:

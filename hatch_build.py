@@ -20,7 +20,12 @@ NATIVE = Path("llmosd", "runtime", "native")
 
 class NativeBuildHook(BuildHookInterface[Any]):
     def dependencies(self) -> list[str]:
-        return [] if self._builder().find_compiler() else ["ziglang"]
+        builder = self._builder()
+        try:
+            builder.find_compiler()
+        except builder.BuildError:
+            return ["ziglang"]
+        return []
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         builder = self._builder()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import socket
@@ -55,10 +56,15 @@ class HttpServer(uvicorn.Server):
                 timeout_graceful_shutdown=CLOSE_S,
             )
         )
+        self.ready = asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
 
     async def run_on(self, listener: socket.socket) -> None:
         """Serve until `close`."""

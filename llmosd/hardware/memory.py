@@ -17,9 +17,9 @@ def available(cgroup: Path = CGROUP) -> int:
     return free if allowed is None else min(free, allowed)
 
 
-def pool_pages(available: int, bytes_per_page: int, pages_wanted: int) -> int:
-    """Pages of a pool that takes at most half of the free memory and never more than can be used."""
-    return max(1, min(pages_wanted, int(available * POOL_SHARE) // bytes_per_page))
+def for_pool() -> int:
+    """Bytes that a KV pool sized by itself may take."""
+    return int(available() * POOL_SHARE)
 
 
 def _cgroup_headroom(cgroup: Path) -> int | None:

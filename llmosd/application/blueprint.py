@@ -1,0 +1,78 @@
+"""From a configuration to everything an engine is built of: model, backend, sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmosd.config import Config
+from llmosd.errors import ConfigError
+from llmosd.hardware import memory, processors
+from llmosd.runtime import importer
+from llmosd.runtime.executor import OnnxExecutor
+from llmosd.runtime.fetch import Progress
+from llmosd.runtime.geometry import Geometry
+from llmosd.runtime.installed import InstalledModel, find
+from llmosd.runtime.paged_model import Backend, KvFormat, PagedModel, choose_backend, pages_that_fit
+from llmosd.system.executor import Executor
+from llmosd.system.kernel import Kernel, Limits
+from llmosd.system.policy import POLICIES
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """Calling it builds kernel and executor, on the thread or in the process that will own them. Picklable."""
+
+    config: Config
+    model: InstalledModel
+    backend: Backend
+    why: str  # this backend
+    kv_format: KvFormat
+    threads: int
+    limits: Limits
+
+    def __call__(self) -> tuple[Kernel, Executor]:
+        config, limits = self.config, self.limits
+        model = PagedModel.load(
+            self.model,
+            backend=self.backend,
+            strict=config.strict,
+            pages=limits.pages,
+            page_tokens=limits.page_tokens,
+            threads=self.threads,
+            spin=config.spin,
+            kv_format=self.kv_format,
+        )
+        kernel = Kernel(limits, POLICIES[config.policy]())
+        tokenizer = self.model.load_tokenizer()
+        return kernel, OnnxExecutor(model, tokenizer, kernel.page_table, kernel.rows, kernel.columns)
+
+    @property
+    def bytes_per_page(self) -> int:
+        return self.model.geometry.page_bytes(self.limits.page_tokens, 4 if self.kv_format == "float32" else 2)
+
+
+def draw(config: Config, progress: Progress) -> Blueprint:
+    """Blocking: builds the model's graph if this backend has none yet. Raises ConfigError, ModelError."""
+    model = find(config.home, config.model)
+    backend, why = choose_backend(config.backend, config.strict)
+    importer.ensure_graph(model, backend, config.strict, progress)
+    kv_format: KvFormat = "float32" if config.strict else "float16"
+    limits = _limits(config, model.geometry, kv_format)
+    return Blueprint(config, model, backend, why, kv_format, config.threads or processors.usable_cores(), limits)
+
+
+def _limits(config: Config, geometry: Geometry, kv_format: KvFormat) -> Limits:
+    """A pool of `pages` 0 has what all slots can fill, or half of the free memory, whichever is less."""
+    context = config.context or geometry.context
+    if context > geometry.context:
+        raise ConfigError(f"context {context} exceeds the model's {geometry.context} tokens", param="context")
+    wanted = config.slots * -(-context // config.page_tokens)
+    fitting = pages_that_fit(geometry, config.page_tokens, memory.for_pool(), kv_format)
+    return Limits(
+        slots=config.slots,
+        token_budget=config.token_budget,
+        queue_limit=config.queue_limit,
+        context=context,
+        page_tokens=config.page_tokens,
+        pages=config.pages or min(wanted, fitting),
+    )

@@ -1,0 +1,85 @@
+"""`llmosd ps`, `kill` and `nice`: the process table of requests."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from llmosd.application.cli import options, output
+from llmosd.application.client import Client
+from llmosd.application.listing import RequestInfo
+from llmosd.errors import InvalidRequest
+from llmosd.types import ENDED, NICE_MAX, NICE_MIN
+
+COLUMNS = {
+    "id": "id",
+    "state": "state",
+    "nice": "nice",
+    "user": "user",
+    "position": "position",
+    "prompt_tokens": "prompt",
+    "completion_tokens": "done",
+    "max_tokens": "max",
+    "pages": "pages",
+    "preemptions": "preempted",
+    "total_ms": "total_ms",
+    "ttft_ms": "ttft_ms",
+}  # field → heading
+
+
+def add(commands: Any) -> None:
+    ps = commands.add_parser("ps", help="list the requests that wait and run")
+    ps.add_argument("-a", "--all", action="store_true", help="also those that have ended")
+    options.add_json(ps)
+    ps.set_defaults(handler=_ps)
+
+    kill = commands.add_parser("kill", help="cancel requests")
+    kill.add_argument("ids", nargs="+", metavar="ID", help="as ps shows it; its beginning is enough")
+    kill.set_defaults(handler=_kill)
+
+    nice = commands.add_parser("nice", help="change the nice value of a request")
+    nice.add_argument("value", type=int, help=f"{NICE_MIN} (first) to {NICE_MAX} (last)")
+    nice.add_argument("id", metavar="ID", help="as ps shows it; its beginning is enough")
+    nice.set_defaults(handler=_nice)
+    for parser in (ps, kill, nice):
+        options.add_config(parser, options.ADDRESS)
+
+
+def _client(args: argparse.Namespace) -> Client:
+    return Client(options.http_url(options.load(args)))
+
+
+def _ps(args: argparse.Namespace) -> int:
+    with _client(args) as client:
+        found = [request for request in client.requests() if args.all or request.state not in ENDED]
+    if args.json:
+        output.json(found)
+    else:
+        output.table(tuple(COLUMNS.values()), [[getattr(request, name) for name in COLUMNS] for request in found])
+    return 0
+
+
+def _kill(args: argparse.Namespace) -> int:
+    with _client(args) as client:
+        for id in args.ids:
+            ended = client.cancel(_find(client, id).id)
+            print(f"{ended.id} {ended.state}")
+    return 0
+
+
+def _nice(args: argparse.Namespace) -> int:
+    with _client(args) as client:
+        changed = client.renice(_find(client, args.id).id, args.value)
+    print(f"{changed.id} nice {changed.nice}")
+    return 0
+
+
+def _find(client: Client, start: str) -> RequestInfo:
+    """The one request that has this id, or the one live request whose id begins so."""
+    requests = client.requests()
+    if exact := [request for request in requests if request.id == start]:
+        return exact[0]
+    live = [request for request in requests if request.id.startswith(start) and request.state not in ENDED]
+    if len(live) > 1:
+        raise InvalidRequest(f"{len(live)} live requests begin with {start!r}: give more of the id")
+    return live[0] if live else client.request(start)

@@ -1,0 +1,235 @@
+"""The composition root: config → hardware → runtime → kernel → engine → service → HTTP, store and bus.
+
+Everything is built here, one TaskGroup supervises it, and it ends here: the first SIGTERM or SIGINT drains, a second
+one stops at once; a task that fails ends the daemon with its error on record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+from llmosd.application import blueprint, instance
+from llmosd.application.blueprint import Blueprint
+from llmosd.application.broker import ensure_broker
+from llmosd.application.bus import Bus
+from llmosd.application.engine import Batch, ThreadEngine
+from llmosd.application.eventlog import EventLog
+from llmosd.application.frames import FrameBuilder, Identity
+from llmosd.application.http.app import create_app
+from llmosd.application.http.generation import Backing, Model
+from llmosd.application.http.metrics import Metrics
+from llmosd.application.instance import Record
+from llmosd.application.lag import LoopLag
+from llmosd.application.prompts import Prompts
+from llmosd.application.server import HttpServer, listen, url
+from llmosd.application.service import Phase, Service
+from llmosd.application.signals import StopSignals
+from llmosd.application.store import Store
+from llmosd.application.telemetry import Telemetry
+from llmosd.config import Config
+from llmosd.errors import LlmosError
+from llmosd.hardware.probes import HostProbe
+from llmosd.wire import Status
+
+log = logging.getLogger(__name__)
+
+DRAIN_S = 30.0
+
+OnServing = Callable[[str], None]
+
+
+def run(config: Config, on_serving: OnServing | None = None) -> int:
+    """Be the daemon until a signal ends it. `on_serving` runs on a thread, with the address, once requests are taken.
+
+    Raises ConfigError where another daemon has this home or the port is taken, LlmosError for what ended it.
+    """
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=config.log_level.upper())
+    with instance.claim(config.home):
+        daemon = Daemon(config, on_serving)
+        try:
+            asyncio.run(daemon.live())
+        except Exception as exc:
+            error = _cause(exc)
+            daemon.note_state("failed", error.message)
+            raise error from exc
+        daemon.note_state("stopped")
+    return 0
+
+
+class Daemon:
+    """One life of a daemon: build, serve, drain. Its state is on record at every moment."""
+
+    def __init__(self, config: Config, on_serving: OnServing | None) -> None:
+        self._config = config
+        self._on_serving = on_serving
+        self._record = Record(
+            "starting",
+            os.getpid(),
+            db=str(config.database),
+            model=config.model,
+            log=str(config.log_file),
+            started_at=time.time(),
+        )
+
+    def note_state(self, state: str, error: str = "") -> None:
+        self._record = replace(self._record, state=state, error=error)
+        instance.write(self._config.home, self._record)
+
+    async def live(self) -> None:
+        config, signals = self._config, StopSignals()
+        with listen(config.host, config.port) as listener:
+            self._record = replace(self._record, http=url(config.host, listener.getsockname()[1]))
+            self.note_state("starting")
+            plan = await asyncio.to_thread(blueprint.draw, config, _log_progress)
+            broker = await ensure_broker(config)
+            log.info("broker: %s", broker)
+            self._record = replace(self._record, backend=plan.backend, mqtt=broker.url)
+            store = await Store.open(config.database)
+            try:
+                await self._build(plan, store)
+                await self._serve(listener, signals)
+            finally:
+                await store.close()
+
+    async def _build(self, plan: Blueprint, store: Store) -> None:
+        """All parts but the tasks that run them. Returns when the engine is ready."""
+        config, record = self._config, self._record
+        loop = asyncio.get_running_loop()
+
+        def deliver(batch: Batch) -> None:
+            loop.call_soon_threadsafe(self._service.dispatch, batch)
+
+        self._engine = ThreadEngine(plan, deliver)
+        self._service = Service(self._engine, on_accept=store.record_accepted)
+        self._metrics = Metrics(config.model)
+        self._events = EventLog(config.node)
+        status = Status(config.node, "online", time.time(), os.getpid(), record.http, record.started_at)
+        self._bus = Bus(partial(ensure_broker, config), status, self._events)
+        self._lag = LoopLag()
+        self._telemetry = Telemetry(
+            self._service, FrameBuilder(self._identity(plan)), self._bus, store, self._events, self._lag, HostProbe()
+        )
+        self._service.subscribe(self._metrics.observe)
+        self._server = HttpServer(self._app(plan))
+        self._offer_metrics(store)
+        await asyncio.to_thread(self._engine.start)
+        log.info("%s on %s: %s; %s", config.model, plan.backend, plan.why, plan.limits)
+
+    def _app(self, plan: Blueprint) -> Any:
+        model = Model(self._config.model, plan.limits.context, int(plan.model.record.imported_at))
+        prompts = Prompts(plan.model.load_tokenizer(), plan.model.load_chat_template())
+        return create_app(
+            Backing(self._service, prompts, model, self._config.log_prompts),
+            host=self._config.host,
+            registry=self._metrics.registry,
+            status=lambda: asdict(self._record),
+            observe=self._metrics.count_http,
+        )
+
+    def _identity(self, plan: Blueprint) -> Identity:
+        return Identity(
+            node=self._config.node,
+            started=time.monotonic_ns(),
+            http=self._record.http,
+            model=plan.model.id,
+            backend=plan.backend,
+            threads=plan.threads,
+            bytes_per_page=plan.bytes_per_page,
+        )
+
+    def _offer_metrics(self, store: Store) -> None:
+        """What others keep, read at every scrape."""
+        bus, metrics = self._bus, self._metrics
+
+        def lag_s() -> float | None:
+            lag = self._lag.p99_ms()
+            return None if lag is None else lag / 1e3
+
+        metrics.gauge("llmos_loop_lag_p99_seconds", "How late the event loop runs what is due, 60 s", lag_s)
+        metrics.gauge("llmos_broker_connected", "1 while telemetry reaches the broker", lambda: bus.connected)
+        metrics.counter("llmos_telemetry_gaps", "Frames and events that missed the broker", lambda: bus.gaps)
+        metrics.counter("llmos_rows_lost", "Rows that could not be stored", lambda: store.lost)
+
+    # ------------------------------------------------------------ serving and ending
+
+    async def _serve(self, listener: socket.socket, signals: StopSignals) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+
+                def start(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+                    return group.create_task(work, name=name)
+
+                engine = start("engine", self._watch_engine())
+                http = start("http", self._server.run_on(listener))
+                bus, lag = start("bus", self._bus.run()), start("lag", self._lag.run())
+                telemetry = start("telemetry", self._telemetry.run())
+                await self._server.ready.wait()
+                self._begin(start)
+                await signals.asked.wait()
+                await self._drain(signals)
+                telemetry.cancel()
+                self._engine.stop(drain=False)
+                await engine
+                self._server.close()
+                await http
+                for task in (lag, bus):
+                    task.cancel()
+        finally:
+            self._engine.stop(drain=False)
+
+    def _begin(self, start: Callable[[str, Coroutine[Any, Any, None]], object]) -> None:
+        """From now on requests are taken, and the record says so."""
+        self._service.phase = Phase.SERVING
+        self.note_state("serving")
+        self._events.note("info", "daemon.serving", f"serving {self._config.model} at {self._record.http}")
+        log.info("serving at %s", self._record.http)
+        if self._on_serving:
+            start("greeting", asyncio.to_thread(self._on_serving, self._record.http))
+
+    async def _drain(self, signals: StopSignals) -> None:
+        """Take no more requests and let the running ones end, for at most DRAIN_S or until a second signal."""
+        self._service.phase = Phase.DRAINING
+        self.note_state("draining")
+        self._events.note("info", "daemon.draining", "no new requests are taken")
+        self._bus.set_state("draining")
+        log.info("draining; a second signal stops at once")
+        waits = [asyncio.create_task(event) for event in (self._service.idle(), _set(signals.forced))]
+        _, pending = await asyncio.wait(waits, timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
+        for wait in pending:
+            wait.cancel()
+
+    async def _watch_engine(self) -> None:
+        """Returns when the engine was stopped; raises what it died of."""
+        await asyncio.to_thread(self._engine.join)
+        if self._engine.failure:
+            self._events.note("error", "engine.died", self._engine.failure)
+            raise LlmosError(self._engine.failure)
+
+
+async def _set(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+def _log_progress(stage: str, done: int, total: int) -> None:
+    if done >= total:
+        log.info("model: %s done", stage)
+
+
+def _cause(error: BaseException) -> LlmosError:
+    """The first reported error in a group of tasks' errors; a defect is logged whole and reported in brief."""
+    leaves = [error]
+    while any(isinstance(leaf, BaseExceptionGroup) for leaf in leaves):
+        leaves = [inner for leaf in leaves for inner in getattr(leaf, "exceptions", (leaf,))]
+    for leaf in leaves:
+        if isinstance(leaf, LlmosError):
+            return leaf
+    log.critical("the daemon failed", exc_info=error)
+    return LlmosError(f"internal error: {type(leaves[0]).__name__}: {leaves[0]}")
