@@ -143,17 +143,10 @@ class Service:
         """Returns when no request is live."""
         await self._idle.wait()
 
-    def abort(self, message: str) -> None:
-        """The engine is gone: whoever waits for it gets Unavailable."""
-        self.phase = Phase.DRAINING
-        for reply in self._replies.values():
-            if not reply.done():
-                reply.set_exception(Unavailable(message))
-        for stream in self._streams.values():
-            stream.abort(Unavailable(message))
-        self._replies.clear()
-        self._streams.clear()
-        self._idle.set()
+    @property
+    def failure(self) -> str | None:
+        """Why the engine died, once it has."""
+        return self._engine.failure
 
     def retry_after_s(self) -> float:
         """Seconds until the queue that is there now has been served, at the rate at which requests finish."""
@@ -201,7 +194,7 @@ class Service:
         reply = self._replies.pop(ticket, None)
         opening = self._opening.pop(ticket, None)
         if isinstance(value, LlmosError) and opening and (stream := self._forget(opening)):
-            stream.abort(value)
+            stream.finish(value)
         if reply is None or reply.done():
             return
         if isinstance(value, LlmosError):
@@ -213,8 +206,8 @@ class Service:
 
     async def _ask(self, command: Command) -> Any:
         reply = self._replies[command.ticket] = asyncio.get_running_loop().create_future()
-        self._engine.post(command)
         try:
+            self._engine.post(command)
             return await reply
         finally:
             self._replies.pop(command.ticket, None)

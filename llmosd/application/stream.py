@@ -13,9 +13,9 @@ from llmosd.types import Output, RequestId, RequestView, State
 class RequestStream:
     """Outputs of one request in order; iteration ends with the request.
 
-    Raises Cancelled or StepError where the request ended so, Unavailable where the engine is gone. What is not read
-    is kept: at most max_tokens × n outputs, so a slow reader holds that much and no more. `view` is there once the
-    request is accepted and is replaced by the final one when it ended.
+    Raises Cancelled or StepError where the request ended so. What is not read is kept: at most max_tokens × n outputs,
+    so a slow reader holds that much and no more. `view` is there once the request is accepted and is replaced by the
+    final one when it ended.
     """
 
     view: RequestView
@@ -56,12 +56,13 @@ class RequestStream:
     def end(self, view: RequestView) -> None:
         self.view = view
         if view.state is State.CANCELLED:
-            self.abort(Cancelled(f"request {view.id} was cancelled: {self._reason}"))
+            self.finish(Cancelled(f"request {view.id} was cancelled: {self._reason}"))
         elif view.state is State.FAILED:
-            self.abort(StepError(f"request {view.id} failed: {self._reason}"))
+            self.finish(StepError(f"request {view.id} failed: {self._reason}"))
         else:
-            self.abort(None)
+            self.finish(None)
 
-    def abort(self, error: LlmosError | None) -> None:
+    def finish(self, error: LlmosError | None) -> None:
+        """No output follows."""
         self._over, self._error = True, error
         self._news.set()

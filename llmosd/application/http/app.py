@@ -67,8 +67,8 @@ def _health(service: Service) -> Endpoint:
     """For load balancers: 503 while no new requests are taken."""
 
     async def get(_request: Request) -> Response:
-        if service.phase is not Phase.SERVING:
-            raise Unavailable(f"the daemon is {service.phase}")
+        if service.failure or service.phase is not Phase.SERVING:
+            raise Unavailable(service.failure or f"the daemon is {service.phase}")
         return ok({"status": "ok"})
 
     return get

@@ -67,6 +67,8 @@ _MESSAGE_UNIMPLEMENTED: Mapping[str, tuple[Any, ...]] = {
     "tool_calls": (None, []),
 }
 
+_NULL = msgspec.Raw(b"null")
+
 
 class StreamOptions(msgspec.Struct):
     """`continuous_usage_stats` is vLLM's: running usage figures on every chunk."""
@@ -88,7 +90,7 @@ class GenerationBody(msgspec.Struct, kw_only=True):
     seed: int | None = None
     stop: str | list[str] | None = None
     stream: bool | None = None
-    stream_options: msgspec.Raw | None = None
+    stream_options: msgspec.Raw = _NULL
     user: str | None = None
 
     top_k: int | None = None
@@ -107,7 +109,7 @@ class GenerationBody(msgspec.Struct, kw_only=True):
 
     def streaming(self) -> StreamOptions | None:
         """None where the answer is not streamed."""
-        if self.stream_options is None:
+        if self.stream_options == _NULL:
             return StreamOptions() if self.stream else None
         if not self.stream:
             raise InvalidRequest("stream_options is only allowed with stream: true", param="stream_options")

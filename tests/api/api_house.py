@@ -1,0 +1,172 @@
+"""A whole front end on a loopback socket: real kernel, engine, service, HTTP server; only the model's arithmetic is a
+cost formula, on a clock that it alone moves, so that what is counted and timed can be asserted exactly."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+
+import httpx
+import openai
+
+from llmosd.application.client import Client
+from llmosd.application.engine import Batch, ThreadEngine
+from llmosd.application.http.app import create_app
+from llmosd.application.http.generation import Backing, Model
+from llmosd.application.http.metrics import Metrics
+from llmosd.application.prompts import Prompts
+from llmosd.application.server import HttpServer, listen
+from llmosd.application.service import Phase, Service
+from llmosd.errors import StepError
+from llmosd.prediction.cost_executor import CostModel, CostModelExecutor, ManualClock
+from llmosd.runtime.chat_template import ChatTemplate
+from llmosd.runtime.gguf_reader import TokenizerFacts
+from llmosd.runtime.tokenizer import Tokenizer, tokenizer_json, tokenizer_meta
+from llmosd.system.kernel import Kernel, Limits
+from llmosd.system.policy import Priority
+from llmosd.types import Plan, RequestView, SequenceResult, SequenceStart, StepResult, TokenLogprob
+
+MODEL = "letters"
+MS = 1_000_000
+LIMITS = Limits(slots=4, token_budget=64, queue_limit=3, context=512, page_tokens=16, pages=256)
+COST = CostModel(step=1 * MS, prefill=1 * MS, decode=2 * MS, context=0)
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CONTROL = ("<|im_start|>", "<|im_end|>")
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token a byte, then the control tokens: every count in a test can be read off the text."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = iter(range(0x100, 0x200))
+    alphabet = [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+    tokens = (*alphabet, *CONTROL)
+    kinds = (1,) * 256 + (3, 3)
+    facts = TokenizerFacts("gpt2", "gpt-2", tokens, kinds, (), None, 257, False, CHATML)
+    return Tokenizer(tokenizer_json(facts), tokenizer_meta(facts, (257,)))
+
+
+class LettersExecutor:
+    """The i-th token of choice c reads as the letter c + i of the alphabet; steps wait while `gate` is closed."""
+
+    def __init__(self, length: Callable[[SequenceStart], int], clock: ManualClock) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.pause_s = 0.0
+        self.poisoned: str | None = None  # steps with a sequence whose prompt contains this byte string fail
+        self.started: dict[int, SequenceStart] = {}
+        self._inner = CostModelExecutor(COST, length, clock)
+
+    def execute(self, plan: Plan) -> StepResult:
+        self.gate.wait()
+        threading.Event().wait(self.pause_s)
+        self.started.update((start.sequence, start) for start in plan.started)
+        if self.poisoned is not None and any(self._is_poisoned(part.sequence) for part in plan.sequences):
+            raise StepError("poisoned")
+        result = self._inner.execute(plan)
+        return replace(result, sequences=tuple(map(self._spelled, result.sequences)))
+
+    def starts(self) -> list[SequenceStart]:
+        return list(self.started.values())
+
+    def _is_poisoned(self, sequence: int) -> bool:
+        return bytes(token for token in self.started[sequence].prompt if token < 256).count(self.poisoned.encode()) > 0
+
+    def _spelled(self, result: SequenceResult) -> SequenceResult:
+        start = self.started[result.sequence]
+        tokens = tuple(ord("a") + (start.choice + token) % 26 for token in result.tokens)
+        text = "".join(chr(token) for token in tokens)
+        wanted = start.sampling.logprobs
+        logprobs = () if wanted is None else tuple(self._chances(token, wanted) for token in tokens)
+        return replace(result, tokens=tokens, text=text, logprobs=logprobs)
+
+    def _chances(self, token: int, wanted: int) -> TokenLogprob:
+        letter = chr(token)
+        return TokenLogprob(token, letter, -0.5, tuple((token, letter, -0.5 - rank) for rank in range(wanted)))
+
+
+@dataclass
+class House:
+    """What a test holds of it."""
+
+    url: str
+    service: Service
+    executor: LettersExecutor
+    clock: ManualClock
+    metrics: Metrics
+    recorded: list[RequestView]
+    batches: list[Batch]
+    http: httpx.AsyncClient
+    ai: openai.AsyncOpenAI
+
+    def client(self) -> Client:
+        """Blocking: to be used from another thread."""
+        return Client(self.url)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not condition():  # noqa: ASYNC110  what is waited for has no event to wait on
+                await asyncio.sleep(0.002)
+
+    def value(self, name: str, **labels: str) -> float:
+        """Of one sample of the metrics registry; 0 where it is not there yet."""
+        labels = {"model_name": MODEL, **labels} if not name.startswith("llmos_http") else labels
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@asynccontextmanager
+async def open_house(
+    length: Callable[[SequenceStart], int] = lambda start: 10**9, limits: Limits = LIMITS, log_prompts: bool = False
+) -> AsyncIterator[House]:
+    """`length` says how many tokens a sequence generates, at most its max_tokens."""
+    clock, loop = ManualClock(), asyncio.get_running_loop()
+    executor = LettersExecutor(length, clock)
+    recorded: list[RequestView] = []
+
+    async def record(view: RequestView) -> None:
+        await asyncio.sleep(0)
+        recorded.append(view)
+
+    def deliver(batch: Batch) -> None:
+        loop.call_soon_threadsafe(service.dispatch, batch)
+
+    engine = ThreadEngine(lambda: (Kernel(limits, Priority()), executor), deliver, lambda: clock.now)
+    service = Service(engine, on_accept=record, clock=lambda: clock.now)
+    metrics, batches = Metrics(MODEL), list[Batch]()
+    service.subscribe(metrics.observe)
+    service.subscribe(batches.append)
+    backing = Backing(service, Prompts(byte_tokenizer(), ChatTemplate(CHATML)), Model(MODEL, 512, 1), log_prompts)
+    app = create_app(
+        backing,
+        host="127.0.0.1",
+        registry=metrics.registry,
+        status=lambda: {"state": str(service.phase), "model": MODEL},
+        observe=metrics.count_http,
+    )
+    listener = listen("127.0.0.1", 0)
+    server = HttpServer(app)
+    engine.start()
+    service.phase = Phase.SERVING
+    serving = asyncio.create_task(server.run_on(listener))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    try:
+        async with (
+            httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as http,
+            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20) as ai,
+        ):
+            house = House(url, service, executor, clock, metrics, recorded, batches, http, ai)
+            await house.until(lambda: server.started)
+            yield house
+    finally:
+        executor.gate.set()
+        server.close()
+        await serving
+        engine.stop(drain=False)
+        await asyncio.to_thread(engine.join, 20)
+        with suppress(OSError):
+            listener.close()
