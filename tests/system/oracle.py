@@ -1,0 +1,146 @@
+"""What must be true of every run of the kernel, derived from its events alone."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+from symbolic import expected_tokens
+
+from llmosd.types import (
+    ENDED,
+    Accepted,
+    Ended,
+    Event,
+    FinishReason,
+    Output,
+    RequestSpec,
+    RequestView,
+    State,
+    StateChanged,
+)
+
+RUNNING = {State.PREFILL, State.DECODE}
+
+
+@dataclass
+class Life:
+    """One request as its events tell it."""
+
+    spec: RequestSpec
+    number: int
+    nice: int
+    max_tokens: int
+    submitted: int
+    state: State = State.QUEUED
+    since: int = 0
+    spent: Counter[State] = field(default_factory=Counter)
+    gained: int = 0  # tokens since admission
+    preemptions: int = 0
+    tokens: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    finishes: dict[int, FinishReason] = field(default_factory=dict)
+    final: RequestView | None = None
+
+
+class Oracle:
+    """Follows the events; raises AssertionError as soon as one breaks a promise."""
+
+    def __init__(self, policy: str) -> None:
+        self.policy = policy
+        self.lives: dict[str, Life] = {}
+        self.steps = 0
+
+    @property
+    def live(self) -> list[str]:
+        return [id for id, life in self.lives.items() if life.final is None]
+
+    def rank(self, life: Life) -> tuple[int, int]:
+        return (life.nice if self.policy == "priority" else 0, life.number)
+
+    def submitted(self, spec: RequestSpec, events: list[Event], now: int) -> None:
+        [event] = events
+        assert isinstance(event, Accepted)
+        view = event.request
+        assert (view.id, view.state, view.pages, view.completion_tokens) == (spec.id, State.QUEUED, 0, 0)
+        life = Life(spec, len(self.lives), spec.nice, view.max_tokens, now, since=now)
+        assert spec.id not in self.lives
+        self.lives[spec.id] = life
+        ahead = [other for other in self.lives.values() if other.state in (State.QUEUED, State.PREEMPTED)]
+        assert view.position == 1 + sum(self.rank(other) < self.rank(life) for other in ahead)
+
+    def follow(self, events: list[Event]) -> None:
+        for event in events:
+            match event:
+                case StateChanged():
+                    self._moved(event)
+                case Output():
+                    self._output(event)
+                case Ended():
+                    self._ended(event)
+                case Accepted():
+                    raise AssertionError("accepted twice")
+
+    def _moved(self, event: StateChanged) -> None:
+        life = self.lives[event.id]
+        assert life.final is None
+        assert event.old is life.state
+        if event.new is State.PREEMPTED:
+            running = [other for other in self.lives.values() if other.state in RUNNING]
+            assert min(running, key=self.rank) is not life, "the top-ranked is the victim"
+            assert life.gained > 0, "preempted without having gained a token"
+            life.preemptions += 1
+        if event.new is State.PREFILL:
+            life.gained = 0
+            self._check_order(life)
+        life.spent[event.old] += event.now - life.since
+        life.state, life.since = event.new, event.now
+
+    def _check_order(self, admitted: Life) -> None:
+        waiting = [other for other in self.lives.values() if other.state in (State.QUEUED, State.PREEMPTED)]
+        assert min(waiting, key=self.rank) is admitted, "the head of the queue was overtaken"
+
+    def _output(self, event: Output) -> None:
+        life = self.lives[event.id]
+        assert life.final is None
+        assert life.state in RUNNING
+        assert event.choice not in life.finishes, "output after the end"
+        life.tokens[event.choice] += event.tokens
+        life.gained += len(event.tokens)
+        if event.finish is not None:
+            life.finishes[event.choice] = event.finish
+
+    def _ended(self, event: Ended) -> None:
+        view = event.request
+        life = self.lives[view.id]
+        assert life.final is None, "ended twice"
+        assert view.state is life.state
+        assert view.state in ENDED
+        life.final = view
+        self._check_times(life, event.now)
+        self._check_tokens(life)
+        assert view.preemptions == life.preemptions <= view.n * view.max_tokens
+        assert (view.pages, view.position) == (0, None)
+
+    def _check_times(self, life: Life, now: int) -> None:
+        times = life.final.times
+        assert times.total == now - life.spec.arrived, "the parts do not sum to the total"
+        assert times.other == life.submitted - life.spec.arrived
+        parts = (times.queued, times.prefill, times.decode, times.preempted)
+        assert parts == tuple(life.spent[s] for s in (State.QUEUED, State.PREFILL, State.DECODE, State.PREEMPTED))
+
+    def _check_tokens(self, life: Life) -> None:
+        view = life.final
+        assert view.completion_tokens == sum(map(len, life.tokens.values()))
+        for choice in range(view.n):
+            expected = expected_tokens(life.spec, choice, life.max_tokens)
+            got = life.tokens[choice]
+            whole = choice in life.finishes
+            assert got == (expected if whole else expected[: len(got)]), "tokens of another history"
+            assert whole or view.state is not State.FINISHED
+
+    def step_bound(self) -> int:
+        """Every step feeds a token, and one admission of a request feeds its whole length at most."""
+        return sum(
+            (1 + life.preemptions) * life.spec.sampling.n * (len(life.spec.prompt) + life.max_tokens)
+            for life in self.lives.values()
+        )

@@ -1,0 +1,129 @@
+"""An executor over symbolic pages: it computes what a transformer would, with hashes in place of tensors.
+
+A page slot holds the hash of the whole history up to its token, made from what the slot before it holds, as the K and
+V of a deep layer are. So a sequence reads its own history through its page table or the test fails; and what it
+samples is a function of what it read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from llmosd.errors import StepError
+from llmosd.system.kernel import Kernel
+from llmosd.types import (
+    FinishReason,
+    Plan,
+    RequestSpec,
+    SequencePlan,
+    SequenceResult,
+    SequenceStart,
+    StepResult,
+)
+
+VOCABULARY = 12
+STOP, POISON = 0, 99  # a token that ends a sequence, and one that no executor can digest
+EMPTY = -1
+
+
+def fold(before: int, token: int) -> int:
+    return (before * 1_000_003 + token + 7) % (2**61 - 1)
+
+
+def choose(state: int, choice: int) -> int:
+    return fold(state, 31 * choice) % VOCABULARY
+
+
+def expected_tokens(spec: RequestSpec, choice: int, max_tokens: int) -> list[int]:
+    """What one choice of a request must generate, whatever else runs."""
+    state, tokens = 0, list[int]()
+    for token in spec.prompt:
+        state = fold(state, token)
+    while len(tokens) < max_tokens and (spec.sampling.ignore_eos or STOP not in tokens):
+        tokens.append(choose(state, choice))
+        state = fold(state, tokens[-1])
+    return tokens
+
+
+@dataclass
+class Known:
+    start: SequenceStart
+    step: int
+    tokens: list[int] = field(default_factory=list)
+
+
+class SymbolicExecutor:
+    """`breaks` names steps that fail the first time, after they have written to the pages."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.table = memoryview(kernel.page_table)
+        self.columns = kernel.columns
+        self.page_tokens = kernel.limits.page_tokens
+        self.budget = kernel.limits.token_budget
+        self.pages = [[EMPTY] * self.page_tokens for _ in range(kernel.limits.pages)]
+        self.known: dict[int, Known] = {}
+        self.breaks: set[int] = set()
+
+    def execute(self, plan: Plan) -> StepResult:
+        assert 0 < plan.query_tokens <= self.budget
+        self._meet(plan)
+        for copy in plan.copies:
+            self.pages[copy.target] = list(self.pages[copy.source])
+        written = [place for part in plan.sequences for place in self._write(part)]
+        assert len(set(written)) == len(written), "two sequences write to one place"
+        states = [self._read(part) for part in plan.sequences]
+        if plan.step in self.breaks:
+            self.breaks.remove(plan.step)
+            raise StepError("broken on purpose")
+        return StepResult(plan.step, tuple(map(self._sample, plan.sequences, states)))
+
+    def _meet(self, plan: Plan) -> None:
+        for sequence in plan.ended:
+            self.known.pop(sequence, None)
+        for start in plan.started:
+            assert self.known.setdefault(start.sequence, Known(start, plan.step)).step == plan.step, "started twice"
+
+    def _place(self, row: int, position: int) -> tuple[int, int]:
+        page = self.table[row * self.columns + position // self.page_tokens]
+        assert 0 <= page < len(self.pages), f"row {row} has no page for position {position}"
+        return page, position % self.page_tokens
+
+    def _write(self, part: SequencePlan) -> list[tuple[int, int]]:
+        places = []
+        for position, token in enumerate(part.tokens, part.past):
+            before = 0
+            if position:
+                page, slot = self._place(part.row, position - 1)
+                before = self.pages[page][slot]
+            page, slot = self._place(part.row, position)
+            self.pages[page][slot] = fold(before, token)
+            places.append((page, slot))
+        return places
+
+    def _read(self, part: SequencePlan) -> int:
+        known = self.known[part.sequence]
+        history = [*known.start.prompt, *known.tokens]
+        end = part.past + len(part.tokens)
+        assert list(part.tokens) == history[part.past : end], "fed with something else than its history"
+        assert part.sample == (end == len(history))
+        state = 0
+        for position, token in enumerate(history[:end]):
+            page, slot = self._place(part.row, position)
+            state = fold(state, token)
+            assert self.pages[page][slot] == state, f"sequence {part.sequence} reads another history at {position}"
+        return state
+
+    def _sample(self, part: SequencePlan, state: int) -> SequenceResult:
+        if POISON in part.tokens:
+            return SequenceResult(part.sequence, error="poison")
+        if not part.sample:
+            return SequenceResult(part.sequence)
+        known = self.known[part.sequence]
+        sampling = known.start.sampling
+        known.tokens.append(choose(state, known.start.choice))
+        finish = None
+        if known.tokens[-1] == STOP and not sampling.ignore_eos:
+            finish = FinishReason.STOP
+        elif len(known.tokens) == sampling.max_tokens:
+            finish = FinishReason.LENGTH
+        return SequenceResult(part.sequence, (known.tokens[-1],), f"<{known.tokens[-1]}>", finish=finish)

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from world import World, make_limits
+
+from llmosd.errors import ConfigError, ContextTooLong, InvalidRequest, NotFound, QueueFull
+from llmosd.system.kernel import Limits
+from llmosd.types import Plan, RequestSpec, Sampling, StepResult
+
+
+def spec(prompt: int = 3, *, id: str = "x", nice: int = 0, arrived: int = 0, **sampling: int | None) -> RequestSpec:
+    return RequestSpec(id, "m", [1] * prompt, Sampling(**sampling), nice=nice, arrived=arrived)
+
+
+@pytest.mark.parametrize(
+    ("bad", "param"),
+    [
+        (spec(0), "prompt"),
+        (spec(n=0), "n"),
+        (spec(n=5), "n"),
+        (spec(max_tokens=0), "max_tokens"),
+        (spec(max_tokens=-1), "max_tokens"),
+        (spec(nice=20), "priority"),
+        (spec(nice=-21), "priority"),
+        (spec(arrived=1), "arrived"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(bad: RequestSpec, param: str) -> None:
+    world = World(make_limits(slots=4))
+    with pytest.raises(InvalidRequest) as refused:
+        world.kernel.submit(bad, 0)
+    assert refused.value.param == param
+    assert world.kernel.idle
+    assert world.kernel.stats(False).accepted == 0
+
+
+def test_an_id_is_unique_among_the_living_only() -> None:
+    world = World()
+    world.kernel.submit(spec(), 0)
+    with pytest.raises(InvalidRequest, match="exists already"):
+        world.kernel.submit(spec(), 0)
+    world.kernel.cancel("x", "", 0)
+    world.kernel.submit(spec(), 0)
+    world.kernel.check()
+
+
+def test_too_long_for_the_context_names_both_sizes() -> None:
+    world = World(make_limits(context=20, pages=64))
+    world.submit(12, 8)
+    with pytest.raises(ContextTooLong, match=r"13 tokens and 8 .* context holds 20"):
+        world.submit(13, 8)
+    with pytest.raises(ContextTooLong, match=r"20 tokens and at least 1 .* context holds 20"):
+        world.submit(20, None)
+
+
+def test_too_long_for_the_pool_names_both_sizes() -> None:
+    world = World(make_limits(context=64, page_tokens=4, pages=8))
+    world.submit(20, 12)
+    with pytest.raises(ContextTooLong, match=r"20 tokens and 13 .* n=1, .* pool holds 32"):
+        world.submit(20, 13)
+    world.submit(18, 6, n=2)  # four shared pages and two for each
+    with pytest.raises(ContextTooLong, match=r"18 tokens and 7 .* n=2, .* pool holds 32"):
+        world.submit(18, 7, n=2)
+
+
+def test_max_tokens_not_given_is_all_that_fits() -> None:
+    world = World(make_limits(context=40, page_tokens=4, pages=8))
+    assert world.kernel.view(world.submit(20, None)).max_tokens == 12
+    assert world.kernel.view(world.submit(18, None, n=2)).max_tokens == 6
+    world = World(make_limits(context=30, page_tokens=4, pages=8))
+    assert world.kernel.view(world.submit(20, None)).max_tokens == 10
+    world.drain()
+
+
+@given(
+    prompt=st.integers(1, 30),
+    n=st.integers(1, 4),
+    page_tokens=st.integers(1, 7),
+    pages=st.integers(1, 30),
+    context=st.integers(2, 60),
+)
+@settings(max_examples=60, deadline=None)
+def test_what_is_accepted_fits_alone_and_one_token_more_is_refused(
+    prompt: int, n: int, page_tokens: int, pages: int, context: int
+) -> None:
+    """The closed form against a count of pages; then the largest that is accepted runs to its end in that pool."""
+    world = World(make_limits(context=context, page_tokens=page_tokens, pages=pages))
+
+    def fits(max_tokens: int) -> bool:
+        shared = (prompt - 1) // page_tokens
+        needed = shared + n * (-(-(prompt + max_tokens) // page_tokens) - shared)
+        return needed <= pages and prompt + max_tokens <= context
+
+    largest = max((m for m in range(1, 61) if fits(m)), default=None)
+    if largest is None:
+        with pytest.raises(ContextTooLong):
+            world.submit(prompt, 1, n=n)
+        with pytest.raises(ContextTooLong):
+            world.submit(prompt, None, n=n)
+        return
+    with pytest.raises(ContextTooLong):
+        world.submit(prompt, largest + 1, n=n)
+    assert world.kernel.view(world.submit(prompt, None, n=n)).max_tokens == largest
+    world.drain()
+    assert world.preemptions == 0
+
+
+def test_the_queue_is_bounded_and_what_runs_does_not_count() -> None:
+    world = World(make_limits(slots=1, queue_limit=2))
+    world.submit(3)
+    world.step()
+    world.submit(3)
+    world.submit(3)
+    with pytest.raises(QueueFull, match="2 requests"):
+        world.submit(3)
+    with pytest.raises(ContextTooLong):
+        world.submit(999)  # a request that can never run is not told to come back
+    world.drain()
+
+
+def test_commands_on_unknown_and_ended_requests_are_not_found() -> None:
+    kernel = World().kernel
+    kernel.submit(spec(), 0)
+    kernel.cancel("x", "", 0)
+    for command in (
+        lambda: kernel.cancel("x", "", 0),
+        lambda: kernel.fail("x", "", 0),
+        lambda: kernel.renice("x", 0, 0),
+        lambda: kernel.view("x"),
+    ):
+        with pytest.raises(NotFound, match="no live request x"):
+            command()
+
+
+def test_nice_out_of_range_changes_nothing() -> None:
+    world = World(policy="priority")
+    id = world.submit(3, nice=5)
+    with pytest.raises(InvalidRequest, match="-20 to 19"):
+        world.kernel.renice(id, 20, 0)
+    assert world.kernel.view(id).nice == 5
+
+
+@pytest.mark.parametrize("name", ["slots", "token_budget", "queue_limit", "context", "page_tokens", "pages"])
+def test_limits_are_positive(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        make_limits(**{name: 0})
+
+
+def test_the_budget_covers_every_slot() -> None:
+    with pytest.raises(ConfigError, match="token_budget"):
+        Limits(slots=5, token_budget=4, queue_limit=1, context=8, page_tokens=4, pages=4)
+
+
+def test_only_the_plan_in_flight_can_be_committed_and_only_with_its_own_results() -> None:
+    world = World()
+    id = world.submit(3)
+    plan = world.kernel.plan(0)
+    assert plan is not None
+    result = world.executor.execute(plan)
+    with pytest.raises(ValueError, match="not the step in flight"):
+        world.kernel.commit(Plan(plan.step, plan.sequences), result, 0)
+    for wrong in (StepResult(plan.step + 1, result.sequences), StepResult(plan.step, ())):
+        with pytest.raises(ValueError, match="not that of step 0"):
+            world.kernel.commit(plan, wrong, 0)
+    with pytest.raises(ValueError, match="while its step may be running"):
+        world.kernel.cancel(id, "", 0)
+    world.oracle.follow(world.kernel.commit(plan, result, 0))
+    with pytest.raises(ValueError, match="not the step in flight"):
+        world.kernel.commit(plan, result, 0)
+    world.drain()
+
+
+def test_time_does_not_run_backwards() -> None:
+    kernel = World().kernel
+    kernel.submit(spec(), 10)
+    with pytest.raises(ValueError, match="9 after 10"):
+        kernel.plan(9)

@@ -1,0 +1,128 @@
+"""Random commands and steps in tiny pools under both policies: after each, every invariant and promise holds."""
+
+from __future__ import annotations
+
+import contextlib
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import event, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from symbolic import POISON
+from world import World
+
+from llmosd.errors import ContextTooLong, QueueFull
+from llmosd.system.kernel import Limits
+from llmosd.system.policy import POLICIES
+
+
+@st.composite
+def limits(draw: st.DrawFn) -> Limits:
+    """A pool of some twenty tokens for several requests of about as many each; once in a while next to nothing."""
+    if draw(st.integers(0, 9)) == 9:
+        return Limits(1, draw(st.integers(1, 3)), 2, draw(st.integers(2, 9)), draw(st.integers(1, 3)), 3)
+    slots, page_tokens = draw(st.integers(3, 6)), draw(st.integers(1, 4))
+    return Limits(
+        slots=slots,
+        token_budget=slots + draw(st.sampled_from([0, 1, 5, 12])),
+        queue_limit=12,
+        context=draw(st.sampled_from([40, 24])),
+        page_tokens=page_tokens,
+        pages=draw(st.integers(14, 26)) // page_tokens,
+    )
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> dict[str, Any]:
+    """Arguments of a submission; most are small beside the pool and grow until they fill it."""
+    return {
+        "prompt": draw(st.sampled_from([2, 3, 4, 1, 6, 11, 20])),
+        "max_tokens": draw(st.sampled_from([12, 10, 15, 1, 2, 30, None])),
+        "n": draw(st.sampled_from([1, 1, 1, 2, 3])),
+        "nice": draw(st.integers(-2, 2)),
+        "ignore_eos": draw(st.sampled_from([True, True, False])),
+    }
+
+
+class KernelMachine(RuleBasedStateMachine):
+    """No rule has a precondition (it then does nothing), so that hypothesis wastes no examples."""
+
+    @initialize(
+        limits=limits(), policy=st.sampled_from(sorted(POLICIES)), load=st.lists(shapes(), min_size=3, max_size=6)
+    )
+    def boot(self, limits: Limits, policy: str, load: list[dict[str, Any]]) -> None:
+        self.world = World(limits, policy)
+        for shape in load:
+            self.submit(shape, age=0)
+
+    @rule(shape=shapes(), age=st.integers(0, 9))
+    def submit(self, shape: dict[str, Any], age: int) -> None:
+        shape["n"] = min(shape["n"], self.world.limits.slots)
+        try:
+            self.world.submit(**shape, age=min(age, self.world.now))
+        except ContextTooLong:
+            event("refused: too long")
+        except QueueFull:
+            assert self.world.kernel.stats(False).waiting == self.world.limits.queue_limit
+
+    @rule(size=st.integers(1, 20), place=st.integers(0, 19), n=st.integers(1, 2))
+    def submit_poison(self, size: int, place: int, n: int) -> None:
+        prompt = [3] * size
+        prompt[place % size] = POISON
+        with contextlib.suppress(ContextTooLong, QueueFull):
+            self.world.submit(prompt, 4, n=min(n, self.world.limits.slots))
+
+    @rule(place=st.integers(0, 5))
+    def cancel(self, place: int) -> None:
+        if live := self.world.oracle.live:
+            self.world.cancel(live[place % len(live)])
+
+    @rule(place=st.integers(0, 5), nice=st.integers(-20, 19))
+    def renice(self, place: int, nice: int) -> None:
+        if live := self.world.oracle.live:
+            self.world.renice(live[place % len(live)], nice)
+
+    @rule(steps=st.integers(1, 12), took=st.integers(0, 1000))
+    def run(self, steps: int, took: int) -> None:
+        for _ in range(steps):
+            self.world.step(took)
+
+    @rule(ahead=st.integers(0, 3))
+    def break_a_step(self, ahead: int) -> None:
+        self.world.executor.breaks.add(self.world.oracle.steps + ahead)
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.drain()
+            event(f"preemptions: {min(self.world.preemptions, 5)}")
+
+
+TestKernelMachine = KernelMachine.TestCase
+TestKernelMachine.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("seed", range(6))
+def test_overload(policy: str, seed: int) -> None:
+    """More is asked for than the pool holds all the time; what is preempted computes again and ends as if alone."""
+    random = Random(seed)
+    slots = random.randint(4, 8)
+    page_tokens = random.randint(1, 3)
+    limits = Limits(slots, slots + random.randint(0, 16), 12, 40, page_tokens, 48 // page_tokens)
+    world = World(limits, policy)
+    for _ in range(120):
+        if random.random() < 0.5:
+            prompt, max_tokens = random.randint(1, 8), random.randint(4, 30)
+            with contextlib.suppress(ContextTooLong, QueueFull):
+                world.submit(prompt, max_tokens, n=random.randint(1, 2), nice=random.randint(-3, 3))
+        if random.random() < 0.05 and world.oracle.live:
+            world.cancel(random.choice(world.oracle.live))
+        if random.random() < 0.05 and world.oracle.live:
+            world.renice(random.choice(world.oracle.live), random.randint(-20, 19))
+        if random.random() < 0.05:
+            world.executor.breaks.add(world.oracle.steps)
+        world.step(random.randint(0, 1000))
+    world.drain()
+    assert world.preemptions > 2, "the load does not test what it is meant to"

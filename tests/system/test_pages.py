@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import pytest
+
+from llmosd.system.pages import UNUSED, PagePool, PageTable
+from llmosd.types import PageCopy
+
+
+def make_table(pages: int = 8, rows: int = 3, columns: int = 4, page_tokens: int = 4) -> PageTable:
+    return PageTable(PagePool(pages), rows, columns, page_tokens)
+
+
+def row_of(table: PageTable, row: int) -> list[int]:
+    return table.entries[row * table.columns : (row + 1) * table.columns].tolist()
+
+
+def test_a_promise_keeps_pages_from_others() -> None:
+    pool = PagePool(4)
+    pool.reserve(3)
+    assert (pool.free, pool.available) == (4, 1)
+    with pytest.raises(AssertionError, match="2 pages promised of 1"):
+        pool.reserve(2)
+    pool.unreserve(3)
+    assert pool.available == 4
+    with pytest.raises(AssertionError):
+        pool.unreserve(1)
+
+
+def test_a_page_is_free_when_its_last_reference_goes() -> None:
+    pool = PagePool(2)
+    page = pool.draw()
+    pool.share(page)
+    assert (pool.used, pool.shared) == (1, 1)
+    assert pool.drop(page) is False
+    assert (pool.used, pool.shared) == (1, 0)
+    assert pool.drop(page) is True
+    assert (pool.used, pool.free) == (0, 2)
+    pool.check()
+
+
+def test_extend_draws_exactly_the_missing_pages() -> None:
+    table = make_table()
+    row = table.take_row()
+    for past, end, drawn in [(0, 3, 1), (3, 4, 0), (4, 5, 1), (5, 16, 2)]:
+        assert table.needed(row, past, end) == drawn
+        assert table.extend(row, past, end) == []
+        table.check()
+    assert UNUSED not in row_of(table, row)
+    assert table.release(row) == 4
+    assert row_of(table, row) == [UNUSED] * 4
+    table.check()
+
+
+def test_fork_shares_all_and_copies_only_the_partial_page() -> None:
+    table = make_table()
+    rows = [table.take_row() for _ in range(3)]
+    table.extend(rows[0], 0, 6)
+    full, partial = row_of(table, rows[0])[:2]
+    for row in rows[1:]:
+        table.fork(rows[0], row)
+    assert (table.pool.used, table.pool.shared) == (2, 2)
+
+    [first] = table.extend(rows[0], 6, 7)
+    [second] = table.extend(rows[2], 6, 7)
+    assert first.source == second.source == partial
+    assert table.extend(rows[1], 6, 7) == [], "the last one to refer to a page writes in place"
+    assert [row_of(table, row)[:2] for row in rows] == [[full, first.target], [full, partial], [full, second.target]]
+    assert (table.pool.used, table.pool.shared) == (4, 1)
+    table.check()
+
+    assert [table.release(row) for row in rows] == [1, 1, 2]
+    assert table.pool.used == 0
+    table.check()
+
+
+def test_fork_at_a_page_border_copies_nothing() -> None:
+    table = make_table()
+    source, target = table.take_row(), table.take_row()
+    table.extend(source, 0, 8)
+    table.fork(source, target)
+    assert table.needed(target, 8, 9) == 1
+    assert table.extend(target, 8, 9) == []
+    assert table.extend(source, 8, 9) == []
+    assert row_of(table, source)[:2] == row_of(table, target)[:2]
+    assert row_of(table, source)[2] != row_of(table, target)[2]
+    table.check()
+
+
+def test_a_copy_goes_before_the_pages_drawn_with_it() -> None:
+    table = make_table()
+    source, target = table.take_row(), table.take_row()
+    table.extend(source, 0, 5)
+    table.fork(source, target)
+    assert table.needed(target, 5, 12) == 2
+    [copy] = table.extend(target, 5, 12)
+    assert copy == PageCopy(row_of(table, source)[1], row_of(table, target)[1])
+    assert table.pages(target) == 3
+    table.check()
+
+
+@pytest.mark.parametrize("damage", ["leak", "stray entry", "double free", "lost row"])
+def test_check_notices_damage(damage: str) -> None:
+    table = make_table()
+    row = table.take_row()
+    table.extend(row, 0, 5)
+    match damage:
+        case "leak":
+            table.pool.draw()
+        case "stray entry":
+            table.entries[row * table.columns + 3] = 0
+        case "double free":
+            table.pool.drop(table.entries[row * table.columns])
+        case "lost row":
+            table.release(row)
+            table._free_rows.append(row)
+    with pytest.raises(AssertionError):
+        table.check()

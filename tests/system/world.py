@@ -1,0 +1,117 @@
+"""A kernel with the symbolic executor and the oracle around it: every step in it is checked."""
+
+from __future__ import annotations
+
+from oracle import Oracle
+from symbolic import SymbolicExecutor
+
+from llmosd.errors import StepError
+from llmosd.system.kernel import Kernel, Limits
+from llmosd.system.policy import POLICIES
+from llmosd.types import Event, Plan, RequestSpec, Sampling, State
+
+
+def make_limits(
+    *,
+    slots: int = 4,
+    token_budget: int = 16,
+    queue_limit: int = 100,
+    context: int = 64,
+    page_tokens: int = 4,
+    pages: int = 64,
+) -> Limits:
+    return Limits(slots, token_budget, queue_limit, context, page_tokens, pages)
+
+
+class World:
+    """Time moves by `took` each step. Requests are named r0, r1, … in the order of submission."""
+
+    def __init__(self, limits: Limits | None = None, policy: str = "fcfs") -> None:
+        self.limits = limits or make_limits()
+        self.kernel = Kernel(self.limits, POLICIES[policy]())
+        self.executor = SymbolicExecutor(self.kernel)
+        self.oracle = Oracle(policy)
+        self.now = 0
+        self.submitted = 0
+
+    def submit(
+        self,
+        prompt: int | list[int],
+        max_tokens: int | None = 8,
+        *,
+        n: int = 1,
+        nice: int = 0,
+        ignore_eos: bool = True,
+        age: int = 0,
+    ) -> str:
+        """Submit a prompt, given or of so many tokens; the request's id."""
+        id = f"r{self.submitted}"
+        self.submitted += 1
+        tokens = [(7 * i + self.submitted) % 12 for i in range(prompt)] if isinstance(prompt, int) else prompt
+        sampling = Sampling(max_tokens=max_tokens, n=n, ignore_eos=ignore_eos)
+        spec = RequestSpec(id, "m", tokens, sampling, nice=nice, arrived=self.now - age)
+        self.oracle.submitted(spec, self.kernel.submit(spec, self.now), self.now)
+        return id
+
+    def cancel(self, id: str) -> None:
+        used, held = self.kernel.stats(False).pages_used, self.kernel.view(id).pages
+        self.oracle.follow(self.kernel.cancel(id, "a person", self.now))
+        assert self.kernel.stats(False).pages_used == used - held, "pages of a cancelled request are still held"
+        self.kernel.check()
+
+    def renice(self, id: str, nice: int) -> None:
+        assert self.kernel.renice(id, nice, self.now).nice == nice
+        self.oracle.lives[id].nice = nice
+        self.kernel.check()
+
+    def step(self, took: int = 1) -> Plan | None:
+        """One step; a broken one is executed again, as the engine does."""
+        plan = self.kernel.plan(self.now)
+        assert (plan is None) == (not self.oracle.live), "work is there but nothing runs"
+        if plan is None:
+            return None
+        try:
+            result = self.executor.execute(plan)
+        except StepError:
+            result = self.executor.execute(plan)
+        self.now += took
+        self.events: list[Event] = self.kernel.commit(plan, result, self.now)
+        self.oracle.follow(self.events)
+        self.oracle.steps += 1
+        self.kernel.check()
+        self._check_views()
+        return plan
+
+    def drain(self) -> None:
+        """Run to the end within the bound on steps; then nothing may be left behind."""
+        while self.oracle.live:
+            self.step()
+            assert self.oracle.steps <= self.oracle.step_bound(), "no progress"
+        stats = self.kernel.stats(True)
+        assert self.kernel.idle
+        assert (stats.pages_used, stats.running, stats.waiting, stats.requests) == (0, 0, 0, ())
+        finals = [life.final.state for life in self.oracle.lives.values()]
+        ends = (State.FINISHED, State.CANCELLED, State.FAILED)
+        assert (stats.finished, stats.cancelled, stats.failed) == tuple(map(finals.count, ends))
+        assert stats.accepted == len(finals)
+        assert stats.preemptions == self.preemptions
+        assert stats.generated_tokens == sum(life.final.completion_tokens for life in self.oracle.lives.values())
+
+    @property
+    def preemptions(self) -> int:
+        return sum(life.preemptions for life in self.oracle.lives.values())
+
+    def state(self, id: str) -> State:
+        return self.oracle.lives[id].state
+
+    def _check_views(self) -> None:
+        views = {view.id: view for view in self.kernel.views()}
+        assert views.keys() == set(self.oracle.live)
+        ranks = [self.oracle.rank(self.oracle.lives[id]) for id in views]
+        assert ranks == sorted(ranks)
+        for id, view in views.items():
+            life = self.oracle.lives[id]
+            assert view == self.kernel.view(id)
+            assert view.times.total == self.now - view.arrived
+            assert (view.state, view.nice, view.preemptions) == (life.state, life.nice, life.preemptions)
+            assert view.completion_tokens == sum(map(len, life.tokens.values()))
