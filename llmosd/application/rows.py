@@ -42,7 +42,7 @@ def request_row(view: RequestView) -> Row:
             view.n,
             view.prompt_tokens,
         ),
-        *(view.completion_tokens, view.max_tokens, view.created_at, ended_at, times.queued, times.prefill),
+        *(view.completion_tokens, view.max_tokens, view.created_at, ended_at),
         *(times.queued, times.prefill, times.decode, times.preempted, times.other, times.total),
         *(ttft, view.preemptions, view.finish),
         *(None if view.error is None else _encodable(view.error), _encodable(view.label)),
