@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import cache
 from math import sin
 
 from llmosd.wire import (
@@ -29,10 +30,15 @@ USERS = ("alice", "bob", "carol", "cron", "batch", "eve")
 
 
 def row(number: int, **changes: object) -> RequestRow:
+    return replace(_row(number), **changes) if changes else _row(number)
+
+
+@cache
+def _row(number: int) -> RequestRow:
     rng = random.Random(number)
     state = "decode" if number < 7 else "prefill" if number < 8 else "queued"
     queued = state == "queued"
-    made = RequestRow(
+    return RequestRow(
         id=f"cmpl-{number:04x}{rng.getrandbits(16):04x}",
         state=state,
         nice=rng.choice((0, 0, 0, 5, -5)),
@@ -49,7 +55,6 @@ def row(number: int, **changes: object) -> RequestRow:
         pages=0 if queued else rng.randrange(2, 30),
         preemptions=0,
     )
-    return replace(made, **changes)
 
 
 def frame(seq: int = 1, requests: int = 11, **changes: object) -> Frame:
@@ -91,7 +96,7 @@ def frame(seq: int = 1, requests: int = 11, **changes: object) -> Frame:
         ),
         requests=tuple(row(n) for n in range(requests)),
     )
-    return replace(made, **changes)
+    return replace(made, **changes) if changes else made
 
 
 def status(state: str = "online") -> Status:

@@ -136,15 +136,16 @@ class LlmosTop(App[None]):
         self._lines("header").show(
             [headline.header(self.state, live, self._wall(), width, self._glyphs, paused=self._held is not None)]
         )
-        banner = headline.banner(self.state, live, self._where, self._glyphs)
+        banner = headline.banner(self.state, live, self._where, width, self._glyphs)
         root.set_class(banner is not None, "warned")
         self._lines("banner").show([banner] if banner else [])
         if shown.frame is not None:
             if form is Form.FULL:
                 self._paint_panels(shown)
             else:
-                count = summary_lines(form, height)
-                self._lines("compact").show(compact.compact(shown, shown.frame, width, self._glyphs)[:count])
+                summary = self._lines("compact")
+                summary.styles.height = count = summary_lines(form, height)
+                summary.show(compact.compact(shown, shown.frame, width, self._glyphs)[:count])
         self._paint_table(shown, live)
         self._lines("events").show([self._events_line(shown, width)])
 

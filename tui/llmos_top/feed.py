@@ -14,6 +14,7 @@ import aiomqtt
 import msgspec
 
 from llmos_top.state import (
+    HISTORY,
     BrokerDown,
     BrokerUp,
     EventArrived,
@@ -48,6 +49,7 @@ class Feed:
 
     async def follow(self, deliver: Deliver) -> None:
         """Connect, subscribe, deliver; when the connection fails, wait longer each time and start afresh."""
+        await self.read_database(deliver, HISTORY)
         delays = backoff()
         while True:
             try:
@@ -89,10 +91,11 @@ class Feed:
                     await self.retry.wait()
                     return
 
-    async def read_database(self, deliver: Deliver) -> None:
-        """Deliver the newest stored Frame, if there is a database with one."""
-        if self.database is not None and (stored := await asyncio.to_thread(newest_stored, self.database)):
-            deliver(stored)
+    async def read_database(self, deliver: Deliver, count: int = 1) -> None:
+        """Deliver the `count` newest stored Frames, oldest first, if there is a database with any."""
+        if self.database is not None:
+            for stored in await asyncio.to_thread(newest_stored, self.database, count):
+                deliver(stored)
 
 
 def backoff() -> Iterator[float]:
@@ -130,15 +133,16 @@ def _newer(payload: bytes) -> str:
     return ""
 
 
-def newest_stored(database: Path) -> FrameStored | None:
-    """The newest Frame in `database`; None when there is none, or no database that can be read."""
+def newest_stored(database: Path, count: int) -> list[FrameStored]:
+    """The newest Frames in `database`, oldest first; empty when there is none, or no database that can be read."""
     try:
-        rows = query.sql(database, "SELECT payload FROM frames ORDER BY ts DESC LIMIT 1").rows
-        raw = rows[0][0].encode() if rows else b""
-        frame = msgspec.json.decode(raw, type=Frame)
+        rows = query.sql(database, f"SELECT payload FROM frames ORDER BY ts DESC LIMIT {count:d}").rows
+        payloads = [str(payload).encode() for (payload,) in reversed(rows)]
+        frames = [(msgspec.json.decode(payload, type=Frame), payload) for payload in payloads]
     except (LlmosError, msgspec.DecodeError):
-        return None
-    return FrameStored(frame, raw, max(0.0, time.time() - frame.at))
+        return []
+    now = time.time()
+    return [FrameStored(frame, payload, max(0.0, now - frame.at)) for frame, payload in frames]
 
 
 def _payload(payload: object) -> bytes:

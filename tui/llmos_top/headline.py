@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmos_top.glyphs import Glyphs
-from llmos_top.numbers import clock, seconds
+from llmos_top.numbers import age, clock, seconds
 from llmos_top.rows import SORTS, Order
 from llmos_top.state import Broker, Life, Liveness, State
 from llmos_top.text import Line, clean, ends, fit, flow, line, width_of
@@ -39,7 +39,7 @@ def chip(live: Liveness, glyphs: Glyphs) -> tuple[str, str]:
     elif live.life in (Life.LIVE, Life.VIA_DB) and live.age_s is not None:
         tail = f" {live.age_s:.1f}s"
     else:
-        tail = "" if live.age_s is None or live.life is Life.CONNECTING else f" {seconds(float(int(live.age_s)))}"
+        tail = "" if live.age_s is None or live.life is Life.CONNECTING else f" {age(live.age_s)}"
     return f"{glyphs.life[live.life]} {word}{tail}", role
 
 
@@ -63,28 +63,31 @@ def _names(state: State, frame: Frame | None) -> list[Line]:
     return [line(clean(frame.node)), line((clean(frame.model), "accent")), line((backend, "label"))]
 
 
-def banner(state: State, live: Liveness, where: Where, glyphs: Glyphs) -> Line | None:
-    """The one thing most worth saying; None when all is well."""
-    last = "" if state.frame is None else f"  Last known {clock(state.frame.at)}."
-    retry = "" if live.retry_in_s is None else f", retry in {live.retry_in_s:.0f}s"
-    reason = clean(state.broker_error)
-    mark = glyphs.life[live.life]
+def banner(state: State, live: Liveness, where: Where, width: int, glyphs: Glyphs) -> Line | None:
+    """The one thing most worth saying, what to do first; None when all is well."""
+    mark, role = glyphs.life[live.life], CHIPS[live.life][1]
     if state.unreadable and state.broker is Broker.UP:
         return line((f" {mark} {clean(state.unreadable)}", "warn"))
+    if live.life is Life.LIVE:
+        return _remark(state)
+    last = "" if state.frame is None else f"last known {clock(state.frame.at)}"
+    retry = "" if live.retry_in_s is None else f", retry in {live.retry_in_s:.0f}s"
+    failure = f"{where.broker}: {clean(state.broker_error)}{retry}"
+    start = line(("start it: ", role), (START, "title"))
     match live.life:
         case Life.DAEMON_DOWN:
-            return line((f" {mark} The daemon is down.{last}  Start it: ", "bad"), (START, "title"))
+            chunks = [line(("the daemon is down", role)), start, line(last)]
         case Life.BROKER_DOWN:
-            text = f" {mark} No broker at {where.broker} ({reason}{retry}).{last}  The daemon runs it: "
-            return line((text, "bad"), (START, "title"))
+            chunks = [line(("no broker answers", role)), start, line(last), line(failure)]
         case Life.VIA_DB:
-            text = f" {mark} No broker at {where.broker} ({reason}{retry}); showing the database once a second"
-            return line((text, "warn"))
+            chunks = [line(("no broker: showing the database", role)), line(failure)]
         case Life.STALE:
-            return line((f" {mark} No Frame for {seconds(float(int(live.age_s or 0)))}.{last}", "warn"))
-        case Life.CONNECTING:
-            return line((f" {mark} Connecting to {where.broker}{last and ';' + last.lower()}", "warn"))
-    return _remark(state)
+            chunks = [line((f"no Frame for {age(live.age_s or 0)}", role)), line(last)]
+        case _ if state.broker is Broker.UP:
+            chunks = [line(("connected, waiting for a Frame", role)), line(last)]
+        case _:
+            chunks = [line((f"connecting to {where.broker}", role)), line(last)]
+    return line((f" {mark} ", role), *flow((chunk for chunk in chunks if width_of(chunk)), width - 4))
 
 
 def _remark(state: State) -> Line | None:

@@ -17,19 +17,19 @@ class Key:
 
 
 KEYS = (
+    Key("q,ctrl+c", "q", "quit", "quit", "quit"),
+    Key("question_mark,f1", "? F1", "help", "this help", "help"),
     Key("up,k", "↑ k", "move(-1)", "select the request above"),
     Key("down,j", "↓ j", "move(1)", "select the request below"),
     Key("pageup", "PgUp", "page(-1)", "one page up"),
     Key("pagedown", "PgDn", "page(1)", "one page down"),
     Key("home,g", "Home g", "move(-1000000)", "first request"),
     Key("end,G", "End G", "move(1000000)", "last request"),
-    Key("s", "s", "sort", "sort by the next column", "sort"),
-    Key("f", "f", "freeze", "freeze the order of rows; values go on", "freeze"),
-    Key("p", "p", "pause", "pause painting; collecting goes on", "pause"),
     Key("x", "x", "cancel", "cancel the selected request, after asking", "cancel"),
     Key("left_square_bracket,f7", "[ F7", "renice(-1)", "lower its nice value: it runs earlier", "sooner"),
     Key("right_square_bracket,f8", "] F8", "renice(1)", "raise its nice value: it runs later", "later"),
+    Key("s", "s", "sort", "sort by the next column", "sort"),
+    Key("f", "f", "freeze", "freeze the order of rows; values go on", "freeze"),
+    Key("p", "p", "pause", "pause painting; collecting goes on", "pause"),
     Key("ctrl+r", "Ctrl+R", "retry", "connect again now instead of waiting"),
-    Key("question_mark,f1", "? F1", "help", "this help", "help"),
-    Key("q,ctrl+c", "q", "quit", "quit", "quit"),
 )

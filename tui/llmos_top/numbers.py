@@ -26,6 +26,11 @@ def seconds(value: float | None) -> str:
     return f"{hours}h{whole % 3600 // 60:02}m" if hours < 48 else f"{hours // 24}d{hours % 24:02}h"
 
 
+def age(value: float) -> str:
+    """As `seconds`, without a fraction: for what changes once a second."""
+    return f"{int(value)}s" if value < 100 else seconds(float(int(value)))
+
+
 def milliseconds(value: float | None) -> str:
     return seconds(None if value is None else value / 1000)
 

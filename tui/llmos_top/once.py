@@ -11,7 +11,7 @@ from llmos_top.feed import Feed
 from llmos_top.glyphs import Glyphs
 from llmos_top.headline import Where
 from llmos_top.rows import Order, arrange, columns_for, header_line, row_line
-from llmos_top.state import Broker, FrameArrived, Life, Message, Source, State, liveness, reduce
+from llmos_top.state import Broker, FrameArrived, Message, Source, State, liveness, reduce
 from llmos_top.text import Line, plain, to_ascii
 from llmosd.wire import RequestRow
 
@@ -68,7 +68,7 @@ def report(state: State, where: Where, width: int, glyphs: Glyphs) -> list[str]:
     """The overview as plain text, for a pipe or a log."""
     live = liveness(state, time.monotonic())
     lines = [headline.header(state, live, time.time(), width, glyphs, paused=False)]
-    if live.life is not Life.LIVE and (banner := headline.banner(state, live, where, glyphs)):
+    if banner := headline.banner(state, live, where, width, glyphs):
         lines.append(banner)
     if state.frame is not None:
         lines += compact.compact(state, state.frame, width, glyphs)

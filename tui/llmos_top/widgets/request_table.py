@@ -80,7 +80,7 @@ class RequestTable(ScrollView, can_focus=False):
         styles = role_styles(self)
         if not self.rows:
             return self._strip(self._instead[y] if y < len(self._instead) else (), styles)
-        columns = columns_for(self.size.width, self.rows)
+        columns = columns_for(self.scrollable_content_region.width, self.rows)
         if y == 0:
             return self._strip(header_line(columns, self._order, self._glyphs), styles)
         index = y - 1 + round(self.scroll_y)
@@ -106,7 +106,7 @@ class RequestTable(ScrollView, can_focus=False):
             self.move(spot.y - 1 + round(self.scroll_y) - self._cursor)
             return
         edge = MARGIN
-        for column in columns_for(self.size.width, self.rows):
+        for column in columns_for(self.scrollable_content_region.width, self.rows):
             edge += column.width + 1
             if spot.x < edge:
                 if column.name in SORTS:
