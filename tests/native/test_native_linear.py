@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_operators import Array, run
 
 from llmosd.runtime import native
-from tests.native.operators import Array, run
 
 pytestmark = pytest.mark.usefixtures("kernels")
 

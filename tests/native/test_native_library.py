@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from native_operators import Geometry, Pool, tokens
 
 from llmosd.errors import ModelError
 from llmosd.runtime import native
 from llmosd.runtime.native import build as recipe
-from tests.native.operators import Geometry, Pool
-from tests.native.test_paged_attention import tokens
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from native_operators import Array, Geometry, Pool, run
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, InvalidGraph, RuntimeException
 
 from llmosd.runtime import native
-from tests.native.operators import Array, Geometry, Pool, run
 
 Change = tuple[str, Callable[[Array], Array], str]
 
@@ -107,7 +107,7 @@ def test_qlinear_refuses_wrong_sizes(bits: int, wrong: str) -> None:
     packed = native.pack_q4(codes, ones, ones) if bits == 4 else native.pack_q8(codes.view(np.int8), ones)
     inputs = {"x": np.zeros((1, 64), np.float32), "codes": packed[0], "scales": packed[1]}
     inputs[wrong] = np.ascontiguousarray(inputs[wrong][..., :-1])
-    with pytest.raises((InvalidArgument, RuntimeException), match="size|last dimension"):
+    with pytest.raises((InvalidArgument, RuntimeException), match=r"size|last dimension"):
         run("QLinear", list(inputs.values()), N=8, K=64, bits=bits)
 
 

@@ -6,34 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from tests.native.operators import Array, Geometry, Pool, attention_reference
+from native_operators import Array, Geometry, Pool, attention_reference, chunks, cuts, geometries, lengths, tokens
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
-# Largest error against float64 on standard normal inputs, whose values reach about 4. Float32: rounding of sums of up to
-# 256 products and of the exponential. Float16: a key on a rounding border may be stored one unit (2^-11) apart.
+# Largest error against float64 on standard normal inputs, whose values reach about 4. Float32: rounding of sums of up
+# to 256 products and of the exponential. Float16: a key on a rounding border may be stored one unit (2^-11) apart.
 BOUND = {False: 2e-5, True: 4e-3}
-
-geometries = st.builds(
-    lambda kv, group, size, page, half: Geometry(kv * group, kv, size, page, half),
-    st.integers(1, 3),
-    st.integers(1, 5),
-    st.sampled_from([32, 48, 64, 80, 128, 256]),
-    st.sampled_from([16, 32, 64, 128]),
-    st.booleans(),
-)
-lengths = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 127, 128, 129, 255, 256, 257, 300]))
-cuts = st.lists(st.floats(0, 1), max_size=3)
-
-
-def tokens(g: Geometry, count: int, rng: np.random.Generator) -> Array:
-    return rng.standard_normal((count, (g.heads + 2 * g.kv_heads) * g.size), np.float32)
-
-
-def chunks(total: int, fractions: list[float]) -> list[int]:
-    """Borders of the chunks that a sequence is fed in."""
-    return sorted({0, total, *(int(total * f) for f in fractions)})
 
 
 @settings(max_examples=40, deadline=None)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_operators import Array, Geometry, Pool, chunks, cuts, geometries, lengths, run, tokens
 
 from llmosd.runtime import native
-from tests.native.operators import Array, Geometry, Pool, run
-from tests.native.test_paged_attention import chunks, cuts, geometries, lengths, tokens
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -19,7 +20,7 @@ def feed(pool: Pool, qkv: Array, borders: list[int], others: list[tuple[Array, i
     table: list[int] = []
     before = sum(len(rows) for rows, _, _ in others)
     parts = []
-    for begin, end in zip(borders, borders[1:], strict=False):
+    for begin, end in itertools.pairwise(borders):
         pool.grow(table, end)
         parts.append(pool.step([*others, (qkv[begin:end], begin, table)], threads=threads)[before:])
     return np.concatenate(parts)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
@@ -137,3 +138,24 @@ def attention_reference(g: Geometry, qkv: Array) -> Array:
     weights /= weights.sum(-1, keepdims=True)
     result: Array = np.einsum("hqk,khd->qhd", weights, v).reshape(tokens, -1)
     return result
+
+
+geometries = st.builds(
+    lambda kv, group, size, page, half: Geometry(kv * group, kv, size, page, half),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.sampled_from([32, 48, 64, 80, 128, 256]),
+    st.sampled_from([16, 32, 64, 128]),
+    st.booleans(),
+)
+lengths = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 127, 128, 129, 255, 256, 257, 300]))
+cuts = st.lists(st.floats(0, 1), max_size=3)
+
+
+def tokens(g: Geometry, count: int, rng: np.random.Generator) -> Array:
+    return rng.standard_normal((count, (g.heads + 2 * g.kv_heads) * g.size), np.float32)
+
+
+def chunks(total: int, fractions: list[float]) -> list[int]:
+    """Borders of the chunks that a sequence is fed in."""
+    return sorted({0, total, *(int(total * f) for f in fractions)})
