@@ -130,12 +130,13 @@ class Kernel:
         return plan
 
     def commit(self, plan: Plan, result: StepResult, now: Nanoseconds) -> list[Event]:
-        """Take in what came of the plan in flight; an `error` in it fails that request alone."""
+        """Take in what came of the plan in flight; an `error` in it fails that request alone.
+
+        Raises ValueError, with nothing changed, when the result is not one of this plan: a defect of the executor.
+        """
         if plan is not self._in_flight:
             raise ValueError(f"step {plan.step} is not the step in flight")
-        asked, answered = [s.sequence for s in plan.sequences], [s.sequence for s in result.sequences]
-        if result.step != plan.step or asked != answered:
-            raise ValueError(f"the result is not that of step {plan.step} with sequences {asked}")
+        _validate_result(plan, result)
         self._in_flight = None
         self._advance(now)
         events, self._events = self._events, []
@@ -241,8 +242,6 @@ class Kernel:
             request.error = outcome.error
             self._end(request, State.FAILED, outcome.error, events)
             return
-        if part.sample and not outcome.tokens and outcome.finish is None:
-            raise ValueError(f"sequence {sequence.id} was to be sampled, and neither grew nor finished")
         if not sequence.gained:
             self._prompt_tokens += len(part.tokens)
         sequence.past += len(part.tokens)
@@ -321,3 +320,13 @@ class Kernel:
 def _validate_nice(nice: int) -> None:
     if not NICE_MIN <= nice <= NICE_MAX:
         raise InvalidRequest(f"nice must be {NICE_MIN} to {NICE_MAX}, not {nice}", param="priority")
+
+
+def _validate_result(plan: Plan, result: StepResult) -> None:
+    asked, answered = [s.sequence for s in plan.sequences], [s.sequence for s in result.sequences]
+    if result.step != plan.step or asked != answered:
+        raise ValueError(f"the result is not that of step {plan.step} with sequences {asked}")
+    for part, outcome in zip(plan.sequences, result.sequences, strict=True):
+        advanced = outcome.tokens or outcome.finish is not None or outcome.error is not None
+        if part.sample and not advanced:
+            raise ValueError(f"sequence {part.sequence} was to be sampled, and neither grew nor ended")

@@ -51,13 +51,10 @@ class Scheduler:
         self.preemptions = 0
 
     def build(self, now: Nanoseconds) -> Draft:
-        """Decodes first, one token each; what is left of the budget goes to prefill in rank order.
-
-        While a decode is short of pages nobody is admitted: who runs grows before who waits enters.
-        """
+        """Decodes first, one token each; what is left of the budget goes to prefill in rank order."""
         draft = Draft(self.limits.token_budget)
-        starved = self._plan_decodes(draft, now)
-        self._plan_prefills(draft, now, admitting=not starved)
+        self._plan_decodes(draft, now)
+        self._plan_prefills(draft, now)
         return draft
 
     def withdraw(self, request: Request) -> None:
@@ -89,17 +86,11 @@ class Scheduler:
 
     # ---- decode
 
-    def _plan_decodes(self, draft: Draft, now: Nanoseconds) -> bool:
-        """Feed every request in decode that has, or can take, the pages; True when some request cannot."""
-        starved = False
+    def _plan_decodes(self, draft: Draft, now: Nanoseconds) -> None:
+        """Feed every request in decode that has, or can take, the pages."""
         for request in tuple(self.running):
-            if request.state is not State.DECODE:
-                continue
-            if self._make_room(request, draft, now):
+            if request.state is State.DECODE and self._make_room(request, draft, now):
                 self._feed(request, draft)
-            else:
-                starved = True
-        return starved
 
     def _make_room(self, request: Request, draft: Draft, now: Nanoseconds) -> bool:
         """Make the pages of its next tokens available; False when it has to sit this step out, pages kept."""
@@ -130,11 +121,11 @@ class Scheduler:
 
     # ---- admission and prefill
 
-    def _plan_prefills(self, draft: Draft, now: Nanoseconds, *, admitting: bool) -> None:
+    def _plan_prefills(self, draft: Draft, now: Nanoseconds) -> None:
         """Walk requests in prefill and the head of the queue in rank order while budget is left."""
         prefilling = deque(request for request in self.running if request.state is State.PREFILL)
         while draft.left:
-            head = self.policy.head() if admitting else None
+            head = self.policy.head()
             if head and self._goes_before(head, prefilling) and self._fits(head):
                 self._admit(head, draft, now)
                 self._feed(head, draft)
@@ -149,7 +140,8 @@ class Scheduler:
     def _fits(self, request: Request) -> bool:
         """A slot for each live sequence, all pages to its next token, and a spare one for each sequence that runs.
 
-        The spare pages keep an admission from making a victim of itself or of others within the next few tokens.
+        With the spare pages who runs grows before who waits enters. Without them an overloaded pool thrashes: what is
+        admitted takes the pages that the next tokens need, becomes the victim and computes everything again.
         """
         spare = self.limits.slots - self.table.free_rows
         return len(request.live) <= self.table.free_rows and self._demand(request) + spare <= self.pool.available

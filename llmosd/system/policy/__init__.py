@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Protocol
 
 from llmosd.system.policy.fcfs import Fcfs
-from llmosd.system.policy.heap import Rank
 from llmosd.system.policy.priority import Priority
+from llmosd.system.policy.ranked import Rank
 from llmosd.system.request import Request
 
 
 class Policy(Protocol):
-    """The waiting requests in the policy's order. No operation but `position` may cost O(waiting)."""
+    """The waiting requests in the policy's order; no operation may scan or sort them."""
 
     name: str
 
@@ -28,7 +28,10 @@ class Policy(Protocol):
         """The request to admit next. It stays in the queue until removed, and nothing overtakes it."""
         ...
 
-    def position(self, request: Request) -> int: ...
+    def position(self, request: Request) -> int:
+        """Place of a waiting request, from 1."""
+        ...
+
     def check(self) -> None: ...
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from llmosd.system.policy.heap import Rank, RankedQueue
+from llmosd.system.policy.ranked import Rank, RankedQueue
 from llmosd.system.request import Request
 
 

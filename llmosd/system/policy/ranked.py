@@ -1,0 +1,56 @@
+"""A queue in rank order that is never scanned or sorted: a list kept sorted by bisection, its head at the end."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from bisect import bisect_left, insort
+from itertools import pairwise
+
+from llmosd.system.request import Request
+
+Rank = tuple[int, ...]
+
+
+class RankedQueue(ABC):
+    """Waiting requests by rank, the smallest first. Ranks are unique and change only between `remove` and `add`.
+
+    Everything costs O(log waiting) comparisons. The list is in reverse, so that planning, which works at the head,
+    moves next to nothing; a submission moves at most one pointer for each request that waits.
+    """
+
+    name: str
+
+    def __init__(self) -> None:
+        self._order: list[Rank] = []  # negated ranks, ascending: the head is the last
+        self._requests: dict[Rank, Request] = {}
+
+    @abstractmethod
+    def rank(self, request: Request) -> Rank: ...
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def add(self, request: Request) -> None:
+        key = self._key(request)
+        insort(self._order, key)
+        self._requests[key] = request
+
+    def remove(self, request: Request) -> None:
+        key = self._key(request)
+        del self._requests[key]
+        del self._order[bisect_left(self._order, key)]
+
+    def head(self) -> Request | None:
+        return self._requests[self._order[-1]] if self._order else None
+
+    def position(self, request: Request) -> int:
+        """Place in the queue from 1."""
+        return len(self._order) - bisect_left(self._order, self._key(request))
+
+    def check(self) -> None:
+        assert all(one < next_one for one, next_one in pairwise(self._order)), "the queue is out of order"
+        assert self._requests.keys() == set(self._order), "the queue lost a request"
+        assert all(key == self._key(request) for key, request in self._requests.items()), "a rank changed while waiting"
+
+    def _key(self, request: Request) -> Rank:
+        return tuple([-part for part in self.rank(request)])
