@@ -91,8 +91,8 @@ class Service:
         command = Submit(next(self._tickets), spec)
         stream = self._open(command)
         try:
-            await self._ask(command)
-            await self._on_accept(stream.view)
+            accepted: RequestView = await self._ask(command)
+            await self._on_accept(accepted)
         except QueueFull as error:
             raise QueueFull(error.message, retry_after_s=self.retry_after_s()) from None
         except BaseException:

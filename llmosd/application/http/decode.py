@@ -13,6 +13,7 @@ from llmosd.application.http.errors import BodyTooLarge
 from llmosd.errors import InvalidRequest
 
 MAX_BODY = 8 * 2**20
+MAX_DISCARDED = 8 * MAX_BODY
 _SHOWN_NAME = 100  # characters of a client's field name that an error repeats
 _PATH = re.compile(r"^(?P<what>.*) - at `\$\.?(?P<path>.*)`$", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(?P<field>\w+)`")
@@ -21,17 +22,19 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 async def read_body(request: Request) -> bytes:
-    """The whole body; raises BodyTooLarge as soon as it is known to exceed MAX_BODY."""
-    declared = request.headers.get("content-length", "0")
-    body = bytearray()
-    if int(declared) <= MAX_BODY:
-        async for chunk in request.stream():
+    """The whole body. Raises BodyTooLarge, having read up to MAX_DISCARDED of it: a connection that is closed on bytes
+    not read is reset, and the client would never see the answer.
+    """
+    body, size = bytearray(), 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= MAX_BODY:
             body += chunk
-            if len(body) > MAX_BODY:
-                break
-        else:
-            return bytes(body)
-    raise BodyTooLarge(f"the body exceeds {MAX_BODY} bytes")
+        elif size > MAX_DISCARDED:
+            break
+    if size > MAX_BODY:
+        raise BodyTooLarge(f"the body exceeds {MAX_BODY} bytes")
+    return bytes(body)
 
 
 def decode_object(

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmosd.application.http.errors import Forbidden, defect_response, error_response
@@ -66,6 +66,8 @@ class Edge:
             await self._app(scope, receive, send_marked)
         except Forbidden as error:
             await error_response(error)(scope, receive, send_marked)
+        except ClientDisconnect:
+            pass  # while it sent its body: nobody is there to be answered
         except Exception:
             if not status:
                 await defect_response()(scope, receive, send_marked)

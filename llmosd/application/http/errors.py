@@ -69,7 +69,7 @@ def error_response(error: LlmosError) -> Response:
     if isinstance(error, QueueFull):
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if isinstance(error, BodyTooLarge):
-        headers["Connection"] = "close"  # the rest of the body is not worth reading
+        headers["Connection"] = "close"  # some of the body may not have been read
     return _json(error_body(error), _kind(error)[0], headers)
 
 

@@ -1,0 +1,120 @@
+"""Metrics by their values after a known load, on a clock that only the cost model moves."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from api_house import LIMITS, MODEL, House, open_house
+from prometheus_client.parser import text_string_to_metric_families
+
+COMPLETIONS = "/v1/completions"
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, "prompt": "hello", "max_tokens": 4, **fields}
+
+
+def histogram(house: House, name: str) -> tuple[float, float]:
+    """(count, sum)"""
+    return house.value(f"{name}_count"), pytest.approx(house.value(f"{name}_sum"))
+
+
+async def test_two_requests_in_a_row(house: House) -> None:
+    # A step costs 1 ms, a prefilled token 1 ms, a decoding sequence 2 ms: 6 ms to the first token, 3 ms to each next.
+    for _ in range(2):
+        await house.http.post(COMPLETIONS, json=body())
+    assert histogram(house, "vllm:time_to_first_token_seconds") == (2, 0.012)
+    assert histogram(house, "vllm:inter_token_latency_seconds") == (6, 0.018)
+    assert histogram(house, "vllm:e2e_request_latency_seconds") == (2, 0.030)
+    assert histogram(house, "vllm:request_queue_time_seconds") == (2, 0)
+    assert histogram(house, "vllm:request_prefill_time_seconds") == (2, 0.012)
+    assert histogram(house, "vllm:request_decode_time_seconds") == (2, 0.018)
+    assert histogram(house, "llmos_request_preempted_time_seconds") == (2, 0)
+    assert histogram(house, "vllm:iteration_tokens_total") == (8, 2 * (5 + 3))
+    assert histogram(house, "llmos_step_seconds") == (8, 0.030)
+    assert house.value("llmos_step_run_seconds_total") == pytest.approx(0.030)
+    assert house.value("llmos_step_overhead_seconds_total") == pytest.approx(0)
+    assert house.value("vllm:prompt_tokens_total") == 10
+    assert house.value("vllm:generation_tokens_total") == 8
+    assert house.value("llmos_prefill_tokens_total") == 10
+    assert house.value("llmos_requests_accepted_total") == 2
+    assert house.value("vllm:request_success_total", finished_reason="length") == 2
+    assert house.value("vllm:num_requests_running") == house.value("vllm:num_requests_waiting") == 0
+    assert house.value("vllm:kv_cache_usage_perc") == house.value("llmos_pages_used") == 0
+    assert house.value("llmos_pages") == LIMITS.pages and house.value("llmos_slots") == LIMITS.slots
+    labels = {"method": "POST", "route": COMPLETIONS, "status": "200"}
+    assert house.value("llmos_http_requests_total", **labels) == 2
+
+
+async def test_the_queue_time_ends_when_a_request_is_first_scheduled() -> None:
+    async with open_house(limits=replace(LIMITS, slots=1)) as house:
+        await house.http.post(COMPLETIONS, json=body(prompt=["hello", "hello"]))
+        # The second waits for the whole of the first, 6 + 3 × 3 ms.
+        assert histogram(house, "vllm:request_queue_time_seconds") == (2, 0.015)
+        assert histogram(house, "vllm:time_to_first_token_seconds") == (2, 0.006 + 0.021)
+        assert histogram(house, "vllm:request_prefill_time_seconds") == (2, 0.012)
+
+
+async def test_a_preemption_counts_by_its_reason_and_in_the_gap_it_makes() -> None:
+    # Two sequences of 5 + 40 tokens need 6 pages of 16; the pool has 5.
+    async with open_house(limits=replace(LIMITS, pages=5)) as house:
+        house.executor.gate.clear()
+        call = asyncio.create_task(house.http.post(COMPLETIONS, json=body(prompt=["hello", "hello"], max_tokens=40)))
+        await house.until(lambda: len(house.service._streams) == 2)
+        house.executor.gate.set()
+        answer = await call
+        assert answer.status_code == 200
+        preemptions = house.value("vllm:num_preemptions_total")
+        assert preemptions > 0
+        assert house.value("llmos_preemptions_total", reason="pages") == preemptions
+        assert house.value("llmos_request_preempted_time_seconds_sum") > 0
+        gaps, total = (
+            house.value("vllm:inter_token_latency_seconds_count"),
+            house.value("vllm:inter_token_latency_seconds_sum"),
+        )
+        assert gaps == 2 * 39 and total == pytest.approx(house.value("vllm:request_decode_time_seconds_sum"))
+        assert house.value("vllm:prompt_tokens_total") == 10
+        assert house.value("llmos_prefill_tokens_total") >= 10
+
+
+async def test_cancelled_and_failed_requests_count_and_have_no_latency(house: House) -> None:
+    house.executor.pause_s = 0.002
+    call = asyncio.create_task(house.http.post(COMPLETIONS, json=body(max_tokens=500)))
+    await house.until(lambda: bool(house.executor.started))
+    call.cancel()
+    await house.until(lambda: house.value("vllm:request_success_total", finished_reason="abort") == 1)
+    house.executor.poisoned = "poison"
+    await house.http.post(COMPLETIONS, json=body(prompt="poison"))
+    assert house.value("vllm:request_success_total", finished_reason="error") == 1
+    assert histogram(house, "vllm:e2e_request_latency_seconds") == (0, 0)
+    assert house.metrics._lives == {}
+
+
+async def test_the_exposition_parses_and_names_are_vllms(house: House) -> None:
+    house.metrics.gauge("llmos_loop_lag_p99_seconds", "Loop lag", lambda: 0.25)
+    house.metrics.gauge("llmos_not_measured", "Nothing yet", lambda: None)
+    house.metrics.counter("llmos_telemetry_gaps", "Gaps", lambda: 3)
+    await house.http.post(COMPLETIONS, json=body())
+    answer = await house.http.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    samples = {s.name: s.value for family in text_string_to_metric_families(answer.text) for s in family.samples}
+    assert samples["llmos_loop_lag_p99_seconds"] == 0.25 and samples["llmos_telemetry_gaps_total"] == 3
+    assert "llmos_not_measured" not in samples
+    assert samples["vllm:generation_tokens_total"] == 4
+    assert samples["vllm:iteration_tokens_total_sum"] == 8
+    wanted = {"Accept": "application/openmetrics-text; version=1.0.0"}
+    openmetrics = await house.http.get("/metrics", headers=wanted)
+    assert openmetrics.headers["content-type"].startswith("application/openmetrics-text")
+    assert openmetrics.text.endswith("# EOF\n")
+
+
+async def test_http_requests_are_counted_by_route_not_by_path(house: House) -> None:
+    for id in ("a", "b"):
+        await house.http.get(f"/v1/requests/{id}")
+        await house.http.get(f"/{id}")
+    count = {"method": "GET", "status": "404"}
+    assert house.value("llmos_http_requests_total", route="/v1/requests/{id}", **count) == 2
+    assert house.value("llmos_http_requests_total", route="unknown", **count) == 2
