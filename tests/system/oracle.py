@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from symbolic import expected_tokens
-
 from llmosd.types import (
     ENDED,
     Accepted,
@@ -19,6 +17,7 @@ from llmosd.types import (
     State,
     StateChanged,
 )
+from tests.system.symbolic import expected_tokens
 
 RUNNING = {State.PREFILL, State.DECODE}
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from world import World, make_limits
 
 from llmosd.errors import ConfigError, ContextTooLong, InvalidRequest, NotFound, QueueFull
 from llmosd.system.kernel import Limits
 from llmosd.types import Plan, RequestSpec, Sampling, StepResult
+from tests.system.world import World, make_limits
 
 
 def spec(prompt: int = 3, *, id: str = "x", nice: int = 0, arrived: int = 0, **sampling: int | None) -> RequestSpec:

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
-from symbolic import POISON
-from world import World
 
 from llmosd.errors import ContextTooLong, QueueFull
 from llmosd.system.kernel import Limits
 from llmosd.system.policy import POLICIES
+from tests.system.symbolic import POISON
+from tests.system.world import World
 
 
 @st.composite

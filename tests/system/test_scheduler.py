@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from symbolic import POISON, expected_tokens
-from world import World, make_limits
 
 from llmosd.types import Ended, FinishReason, Output, Plan, RequestSpec, Sampling, State
+from tests.system.symbolic import POISON, expected_tokens
+from tests.system.world import World, make_limits
 
 
 def fed(plan: Plan | None) -> list[tuple[int, int, int, bool]]:

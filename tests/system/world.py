@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from oracle import Oracle
-from symbolic import SymbolicExecutor
-
 from llmosd.errors import StepError
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import POLICIES
 from llmosd.types import Event, Plan, RequestSpec, Sampling, State
+from tests.system.oracle import Oracle
+from tests.system.symbolic import SymbolicExecutor
 
 
 def make_limits(
