@@ -59,8 +59,8 @@ async def test_the_queue_time_ends_when_a_request_is_first_scheduled() -> None:
 
 
 async def test_a_preemption_counts_by_its_reason_and_in_the_gap_it_makes() -> None:
-    # Two sequences of 5 + 40 tokens need 6 pages of 16; the pool has 5.
-    async with open_house(limits=replace(LIMITS, pages=5)) as house:
+    # Two sequences of 5 + 40 tokens need 6 pages of 16 at their ends; the pool has 4.
+    async with open_house(limits=replace(LIMITS, pages=4)) as house:
         house.executor.gate.clear()
         call = asyncio.create_task(house.http.post(COMPLETIONS, json=body(prompt=["hello", "hello"], max_tokens=40)))
         await house.until(lambda: len(house.service._streams) == 2)
