@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
 
 from llmosd.application.bus import Bus
+from llmosd.application.engine import Batch
 from llmosd.application.eventlog import EventLog
 from llmosd.application.frames import FrameBuilder
 from llmosd.application.lag import LoopLag
+from llmosd.application.service import Service
 from llmosd.application.store import Store
 from llmosd.hardware.probes import HostProbe
 from llmosd.wire import Frame
-
-if TYPE_CHECKING:
-    from llmosd.application.engine import Batch
-    from llmosd.application.service import Service
 
 TICK_S = 1.0
 
