@@ -70,10 +70,16 @@ inline Quad broadcast_quad(const int8_t* p) {
   return _mm256_set1_epi32(four);
 }
 
+// Fixes the order of a sum: compilers that regroup integer additions compute all products first and spill them.
+inline void settle(__m256i& sums) { asm("" : "+x"(sums)); }
+
 // Sum over a block of unsigned 4-bit codes times int8. 8 products pairs fit 16 bits: 15 · 127 · 2 · 8 = 30,480 < 32,768.
 struct Dot4 {
   __m256i sums = _mm256_setzero_si256();
-  void add(Bytes w, Quad x) { sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(w, x)); }
+  void add(Bytes w, Quad x) {
+    sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(w, x));
+    settle(sums);
+  }
   F8 value() const { return _mm256_cvtepi32_ps(_mm256_madd_epi16(sums, _mm256_set1_epi16(1))); }
 };
 
@@ -83,6 +89,7 @@ struct Dot8 {
   void add(Bytes w, Quad x) {
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
     sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    settle(sums);
   }
   F8 value() const { return _mm256_cvtepi32_ps(sums); }
 };
