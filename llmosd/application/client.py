@@ -68,7 +68,7 @@ class Client:
 
     def __init__(self, url: str = DEFAULT_URL) -> None:
         self.url = url
-        self._http = httpx.Client(base_url=url, timeout=_QUICK, trust_env=False)
+        self._http = httpx.Client(**_options(url))
 
     def __enter__(self) -> Self:
         return self
@@ -129,7 +129,7 @@ class AsyncClient:
 
     def __init__(self, url: str = DEFAULT_URL) -> None:
         self.url = url
-        self._http = httpx.AsyncClient(base_url=url, timeout=_QUICK, trust_env=False)
+        self._http = httpx.AsyncClient(**_options(url))
 
     async def __aenter__(self) -> Self:
         return self
@@ -201,6 +201,11 @@ class _Chunk(msgspec.Struct):
 
 class _ErrorBody(msgspec.Struct):
     error: _ErrorDetail
+
+
+def _options(url: str) -> dict[str, Any]:
+    """No proxy stands before a daemon; certificates, slow to load, are needed for https only."""
+    return {"base_url": url, "timeout": _QUICK, "trust_env": False, "verify": url.startswith("https:")}
 
 
 @contextmanager

@@ -247,13 +247,19 @@ class Departures:
 
     def add(self, now: Nanoseconds) -> None:
         self._times.append(now)
+        self._prune(now)
 
     def per_s(self, now: Nanoseconds) -> float:
         """Never zero: where none has finished yet, one a window is the most that can be claimed."""
+        start = self._prune(now)
+        return max(1, len(self._times)) * 1e9 / max(1, now - start)
+
+    def _prune(self, now: Nanoseconds) -> Nanoseconds:
+        """Forget what lies before the window; returns where it starts."""
         start = max(now - _RATE_WINDOW, self._busy_since)
         while self._times and self._times[0] < start:
             self._times.popleft()
-        return max(1, len(self._times)) * 1e9 / max(1, now - start)
+        return start
 
 
 def _arrived(view: RequestView) -> Nanoseconds:

@@ -156,8 +156,9 @@ async def open_house(
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
         async with (
-            httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as http,
-            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20) as ai,
+            httpx.AsyncClient(base_url=url, timeout=20, trust_env=False, verify=False) as http,
+            openai.DefaultAsyncHttpxClient(trust_env=False, verify=False) as transport,
+            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=20, http_client=transport) as ai,
         ):
             house = House(url, service, executor, clock, metrics, recorded, batches, http, ai)
             await house.until(lambda: server.started)

@@ -177,7 +177,7 @@ async def test_errors_carry_code_and_parameter(house: House) -> None:
 
 
 async def test_a_failed_step_fails_its_own_request_only(house: House) -> None:
-    house.executor.poisoned = "poison"
+    house.executor.poisoned = "poison"  # and the client does not repeat it, as it would any other 500
     with pytest.raises(openai.InternalServerError) as caught:
         await house.ai.completions.create(model=MODEL, prompt=["fine", "poison"], max_tokens=4)
     assert caught.value.code == "step_failed"

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llmosd.errors import Cancelled, InvalidRequest, LlmosError, NotFound, QueueFull, Unavailable
+from llmosd.errors import Cancelled, InvalidRequest, LlmosError, NotFound, QueueFull, StepError, Unavailable
 
 
 class ModelNotFound(NotFound):
@@ -68,6 +68,8 @@ def error_response(error: LlmosError) -> Response:
     headers = {}
     if isinstance(error, QueueFull):
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    if isinstance(error, StepError):
+        headers["X-Should-Retry"] = "false"  # OpenAI's clients repeat a 500 otherwise; the engine has done that already
     if isinstance(error, BodyTooLarge):
         headers["Connection"] = "close"  # some of the body may not have been read
     return _json(error_body(error), _kind(error)[0], headers)
