@@ -1,13 +1,14 @@
 """The kernel: request table, admission, plan → execute → commit, accounting. No I/O, no clock, no randomness.
 
-One thread calls it, and the plan in flight is committed before anything else is asked; every method is told the time.
+One thread calls it, between steps; whatever changes something is told the time, which never runs backwards.
 """
 
 from __future__ import annotations
 
 from array import array
 
-from llmosd.errors import ContextTooLong, InvalidRequest, NotFound, QueueFull
+from llmosd.errors import InvalidRequest, NotFound, QueueFull
+from llmosd.system.admission import resolve_max_tokens, validate, validate_nice
 from llmosd.system.limits import Limits
 from llmosd.system.pages import PagePool, PageTable
 from llmosd.system.policy import Policy
@@ -15,8 +16,6 @@ from llmosd.system.request import Request, Sequence
 from llmosd.system.scheduler import Scheduler
 from llmosd.types import (
     ENDED,
-    NICE_MAX,
-    NICE_MIN,
     Accepted,
     Ended,
     Event,
@@ -83,8 +82,12 @@ class Kernel:
         `retry_after_s` is nominal: whoever knows the rate of completion replaces it.
         """
         self._advance(now)
-        self._validate(spec)
-        max_tokens = self._resolve_max_tokens(spec)
+        if spec.id in self._requests:
+            raise InvalidRequest(f"request {spec.id} exists already", param="id")
+        if spec.arrived > now:
+            raise InvalidRequest("the request arrives in the future", param="arrived")
+        validate(spec, self.limits)
+        max_tokens = resolve_max_tokens(spec, self.limits)
         if len(self.policy) >= self.limits.queue_limit:
             raise QueueFull(f"{len(self.policy)} requests are waiting already; try again later", retry_after_s=1.0)
         request = Request(spec, self._accepted, max_tokens, self._next_sequence, now)
@@ -107,14 +110,17 @@ class Kernel:
         """Change its nice value, effective with the next plan; raises NotFound or InvalidRequest (out of range)."""
         self._advance(now)
         request = self._find(id)
-        _validate_nice(nice)
+        validate_nice(nice)
         self._scheduler.renice(request, nice)
         return self._view(request)
 
     # ---- plan → execute → commit
 
     def plan(self, now: Nanoseconds) -> Plan | None:
-        """The next step, None when no request is live. To be committed before anything else is asked."""
+        """The next step, None when no request is live. To be committed before anything is planned or stopped.
+
+        Sequences that have ended are named in the next plan there is.
+        """
         self._advance(now)
         if not self._requests:
             return None
@@ -201,38 +207,6 @@ class Kernel:
             assert all(len(s.tokens) < request.max_tokens for s in request.live), f"{request.id} exceeds max_tokens"
             assert request.times(self._now).total == self._now - request.spec.arrived, f"{request.id} lost time"
 
-    # ---- admission
-
-    def _validate(self, spec: RequestSpec) -> None:
-        n, max_tokens = spec.sampling.n, spec.sampling.max_tokens
-        if spec.id in self._requests:
-            raise InvalidRequest(f"request {spec.id} exists already", param="id")
-        if not spec.prompt:
-            raise InvalidRequest("the prompt is empty", param="prompt")
-        if not 1 <= n <= self.limits.slots:
-            raise InvalidRequest(f"n must be 1 to {self.limits.slots} (the slots there are), not {n}", param="n")
-        if max_tokens is not None and max_tokens < 1:
-            raise InvalidRequest(f"max_tokens must be at least 1, not {max_tokens}", param="max_tokens")
-        if spec.arrived > self._now:
-            raise InvalidRequest("the request arrives in the future", param="arrived")
-        _validate_nice(spec.nice)
-
-    def _resolve_max_tokens(self, spec: RequestSpec) -> int:
-        """What was asked for if it fits context and pool, all that fits if nothing was; else ContextTooLong."""
-        prompt, n = len(spec.prompt), spec.sampling.n
-        longest = self.limits.longest(prompt, n)
-        room = min(self.limits.context, longest) - prompt
-        asked = spec.sampling.max_tokens
-        if room >= (asked or 1):
-            return asked or room
-        wanted = f"the prompt has {prompt} tokens and {asked or 'at least 1'} are to be generated"
-        if self.limits.context <= longest:
-            raise ContextTooLong(f"{wanted}, but the context holds {self.limits.context} tokens", param="max_tokens")
-        raise ContextTooLong(
-            f"{wanted} for each of n={n}, but the page pool holds {self.limits.pages * self.limits.page_tokens} tokens",
-            param="max_tokens",
-        )
-
     # ---- the life of a request
 
     def _take(self, sequence: Sequence, part: SequencePlan, outcome: SequenceResult, events: list[Event]) -> None:
@@ -247,7 +221,7 @@ class Kernel:
         sequence.past += len(part.tokens)
         self._grow(sequence, outcome, events)
         if request.state is State.PREFILL and all(s.gained for s in request.live):
-            self._scheduler.keep_promise(request)
+            self._scheduler.release_promise(request)
             self._move(request, State.DECODE, "", events)
         if not request.live:
             self._end(request, State.FINISHED, "", events)
@@ -315,11 +289,6 @@ class Kernel:
         if now < self._now:
             raise ValueError(f"time runs backwards: {now} after {self._now}")
         self._now = now
-
-
-def _validate_nice(nice: int) -> None:
-    if not NICE_MIN <= nice <= NICE_MAX:
-        raise InvalidRequest(f"nice must be {NICE_MIN} to {NICE_MAX}, not {nice}", param="priority")
 
 
 def _validate_result(plan: Plan, result: StepResult) -> None:

@@ -135,6 +135,8 @@ class PageTable:
         return freed
 
     def _must_copy(self, row: int, past: int) -> bool:
+        if not self.pool.shared:  # nearly always: asked for each sequence of each step
+            return False
         return past % self.page_tokens > 0 and self.pool.references(self._last_page(row)) > 1
 
     def _last_page(self, row: int) -> int:

@@ -80,8 +80,8 @@ class Scheduler:
         self._release(sequence)
         sequence.request.live.remove(sequence)
 
-    def keep_promise(self, request: Request) -> None:
-        """Every live sequence has its next token: give up what is left of the promise made on admission."""
+    def release_promise(self, request: Request) -> None:
+        """Every live sequence has its next token: what is left of the promise made on admission is free for all."""
         self._claim(request, request.reserved)
 
     # ---- decode
@@ -187,6 +187,8 @@ class Scheduler:
         """Draw the pages up to `end`, from the request's promise first."""
         request = sequence.request
         needed = self.table.needed(sequence.row, sequence.past, end)
+        if needed == 0:
+            return []
         self._claim(request, min(needed, request.reserved))
         request.pages += needed
         return self.table.extend(sequence.row, sequence.past, end)

@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import event, settings
+from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
@@ -100,7 +100,9 @@ class KernelMachine(RuleBasedStateMachine):
 
 
 TestKernelMachine = KernelMachine.TestCase
-TestKernelMachine.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+TestKernelMachine.settings = settings(
+    max_examples=200, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
