@@ -57,7 +57,7 @@ def _row(number: int) -> RequestRow:
     )
 
 
-def frame(seq: int = 1, requests: int = 11, **changes: object) -> Frame:
+def frame(seq: int = 1, requests: int | tuple[RequestRow, ...] = 11, **changes: object) -> Frame:
     """Of second `seq`: slow waves, so that graphs have a shape."""
     wave = (1 + sin(seq / 4)) / 2
     made = Frame(
@@ -94,7 +94,7 @@ def frame(seq: int = 1, requests: int = 11, **changes: object) -> Frame:
             mm1=Mm1(0.684, 2.167, 1.667, 1.14),
             amdahl=Amdahl((1, 2), (33.0, 19.4), (1.1, 0.9), 0.824, 0.79, 0.86, 1.70, 2),
         ),
-        requests=tuple(row(n) for n in range(requests)),
+        requests=tuple(row(n) for n in range(requests)) if isinstance(requests, int) else requests,
     )
     return replace(made, **changes) if changes else made
 

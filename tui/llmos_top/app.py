@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import ClassVar, Protocol
@@ -29,6 +30,7 @@ from llmosd.types import NICE_MAX, NICE_MIN
 
 LOOK_S = 0.25  # how often the state is looked at; it is painted when a Frame came, and the header once a second
 NOTE_S = 5.0
+ECHO_S = 2.5  # by then a Frame shows what was changed
 
 
 class Source(Protocol):
@@ -71,7 +73,8 @@ class LlmosTop(App[None]):
         self._painted: State | None = None
         self._painted_second = -1
         self._note: tuple[str, str, float] | None = None  # text, role, until
-        self._nice: dict[str, int] = {}  # asked for, not yet seen in a Frame
+        self._nice: dict[str, tuple[int, float]] = {}  # asked for, and when: Frames show it a moment later
+        self._acting = asyncio.Lock()  # actions happen in the order of their keys
 
     # ---------------------------------------------------------------- screen
 
@@ -238,8 +241,10 @@ class LlmosTop(App[None]):
         row = self._table.selected
         if row is None or self._refused():
             return
-        nice = max(NICE_MIN, min(NICE_MAX, self._nice.get(row.id, row.nice) + by))
-        self._nice[row.id] = nice
+        now = self._clock()
+        asked, since = self._nice.get(row.id, (row.nice, now))
+        nice = max(NICE_MIN, min(NICE_MAX, (asked if now - since < ECHO_S else row.nice) + by))
+        self._nice[row.id] = nice, now
         self._act(f"nice of {row.id} is now {nice}", lambda client: client.renice(row.id, nice))
 
     def _refused(self) -> bool:
@@ -258,7 +263,7 @@ class LlmosTop(App[None]):
 
         async def run() -> None:
             try:
-                async with AsyncClient(url) as client:
+                async with self._acting, AsyncClient(url) as client:
                     await action(client)
             except LlmosError as exc:
                 self.note(exc.message, "bad")

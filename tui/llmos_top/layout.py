@@ -6,6 +6,7 @@ from enum import StrEnum
 
 PANELS_WIDTH, PANELS_HEIGHT = 110, 30
 SHORT_HEIGHT = 15
+TINY_HEIGHT = 8
 SUMMARY_LINES, SHORT_SUMMARY_LINES = 6, 2
 
 
@@ -25,4 +26,6 @@ def form_for(width: int, height: int) -> Form:
 
 def summary_lines(form: Form, height: int) -> int:
     """How many lines stand above the table when there are no panels; a low terminal keeps half for the table."""
-    return SHORT_SUMMARY_LINES if form is Form.SHORT else min(SUMMARY_LINES, max(SHORT_SUMMARY_LINES, height // 2 - 4))
+    if form is Form.SHORT:
+        return SHORT_SUMMARY_LINES if height >= TINY_HEIGHT else 0
+    return min(SUMMARY_LINES, max(SHORT_SUMMARY_LINES, height // 2 - 4))
