@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from llmosd.errors import ConfigError, ContextTooLong, InvalidRequest, NotFound, QueueFull
 from llmosd.system.kernel import Limits
-from llmosd.types import Plan, RequestSpec, Sampling, StepResult
+from llmosd.types import Plan, RequestSpec, Sampling, SequenceResult, StepResult
 from tests.system.world import World, make_limits
 
 
@@ -164,6 +164,8 @@ def test_only_the_plan_in_flight_can_be_committed_and_only_with_its_own_results(
     for wrong in (StepResult(plan.step + 1, result.sequences), StepResult(plan.step, ())):
         with pytest.raises(ValueError, match="not that of step 0"):
             world.kernel.commit(plan, wrong, 0)
+    with pytest.raises(ValueError, match="neither grew nor ended"):
+        world.kernel.commit(plan, StepResult(plan.step, (SequenceResult(plan.sequences[0].sequence),)), 0)
     with pytest.raises(ValueError, match="while its step may be running"):
         world.kernel.cancel(id, "", 0)
     world.oracle.follow(world.kernel.commit(plan, result, 0))

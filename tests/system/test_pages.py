@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.pages import UNUSED, PagePool, PageTable
+from llmosd.system.policy.fcfs import Fcfs
 from llmosd.types import PageCopy
 
 
@@ -96,6 +98,12 @@ def test_a_copy_goes_before_the_pages_drawn_with_it() -> None:
     assert copy == PageCopy(row_of(table, source)[1], row_of(table, target)[1])
     assert table.pages(target) == 3
     table.check()
+
+
+def test_the_kernel_hands_out_one_flat_array_as_wide_as_the_context() -> None:
+    kernel = Kernel(Limits(slots=3, token_budget=3, queue_limit=1, context=9, page_tokens=4, pages=5), Fcfs())
+    assert (kernel.rows, kernel.columns) == (3, 3)
+    assert list(memoryview(kernel.page_table)) == [UNUSED] * 9
 
 
 @pytest.mark.parametrize("damage", ["leak", "stray entry", "double free", "lost row"])
