@@ -1,4 +1,4 @@
-"""The `llmosd` command: one module a group of subcommands, each with `add(commands)`.
+"""The `llmosd` command: one module a group of subcommands, each with `add(commands)`, imported when it is asked for.
 
 Exit codes: 0 done, 1 failure, 2 bad usage, input or configuration, 3 no daemon answers, 130 interrupted.
 """
@@ -9,13 +9,24 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import NoReturn
 
 from llmosd import __version__
-from llmosd.application.cli import config, daemon, doctor, models, output, query, requests, run
+from llmosd.application.cli import output
 from llmosd.errors import ConfigError, InvalidRequest, LlmosError, NotFound, Unavailable
 
 OK, FAILURE, USAGE, NOT_RUNNING, INTERRUPTED = 0, 1, 2, 3, 130
+
+GROUPS = {
+    "daemon": ("start", "stop", "status"),
+    "run": ("run",),
+    "requests": ("ps", "kill", "nice"),
+    "query": ("query",),
+    "models": ("models",),
+    "doctor": ("doctor",),
+    "config": ("config",),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,17 +36,20 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(command: str | None = None) -> argparse.ArgumentParser:
+    """With all commands, or only with the group of the one that is named."""
     root = Parser(prog="llmosd", description="Serve language models from paged memory, and see what happens inside.")
     root.add_argument("--version", action="version", version=f"llmosd {__version__}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (daemon, run, requests, query, models, doctor, config):
-        group.add(commands)
+    wanted = [group for group, names in GROUPS.items() if command in names] or GROUPS
+    for group in wanted:
+        import_module(f"{__name__}.{group}").add(commands)
     return root
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser(argv[0] if argv else None).parse_args(argv)
     try:
         return int(args.handler(args))
     except LlmosError as exc:

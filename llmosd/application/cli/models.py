@@ -93,13 +93,10 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from llmosd.runtime import installed
+    from llmosd.runtime import installed, integrity
 
-    damaged = list(installed.find(options.load(args).home, args.model).damaged())
-    if damaged:
-        raise ModelError(
-            f"{args.model} is damaged ({', '.join(damaged)}): remove it with `llmosd models rm`, pull again"
-        )
+    if damaged := integrity.damaged(installed.find(options.load(args).home, args.model)):
+        raise ModelError(f"damaged: {', '.join(damaged)}; `llmosd models rm {args.model}`, then pull it again")
     print(f"{args.model}: every file is as it was imported")
     return 0
 
