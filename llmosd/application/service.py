@@ -11,11 +11,11 @@ import itertools
 import logging
 import time
 import uuid
-from collections import deque
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from typing import Any
 
+from llmosd.application.departures import Departures
 from llmosd.application.engine import Batch, Cancel, Command, Engine, Inspect, Renice, Submit
 from llmosd.application.stream import RequestStream
 from llmosd.errors import InvalidRequest, LlmosError, NotFound, QueueFull, Unavailable
@@ -36,7 +36,6 @@ from llmosd.types import (
 log = logging.getLogger(__name__)
 
 HISTORY = 1000  # ended requests that can still be looked up
-_RATE_WINDOW: Nanoseconds = 60 * 10**9
 _LONGEST_RETRY_S = 3600.0
 
 
@@ -233,33 +232,6 @@ class Service:
     def _check_live(self, id: RequestId) -> None:
         if view := self._ended.get(id):
             raise NotFound(f"request {id!r} has already ended: {view.state}")
-
-
-class Departures:
-    """Measures at which rate requests finish, over the last minute or since there was work, whichever is shorter."""
-
-    def __init__(self) -> None:
-        self._times: deque[Nanoseconds] = deque()
-        self._busy_since: Nanoseconds = 0
-
-    def busy_since(self, now: Nanoseconds) -> None:
-        self._busy_since = now
-
-    def add(self, now: Nanoseconds) -> None:
-        self._times.append(now)
-        self._prune(now)
-
-    def per_s(self, now: Nanoseconds) -> float:
-        """Never zero: where none has finished yet, one a window is the most that can be claimed."""
-        start = self._prune(now)
-        return max(1, len(self._times)) * 1e9 / max(1, now - start)
-
-    def _prune(self, now: Nanoseconds) -> Nanoseconds:
-        """Forget what lies before the window; returns where it starts."""
-        start = max(now - _RATE_WINDOW, self._busy_since)
-        while self._times and self._times[0] < start:
-            self._times.popleft()
-        return start
 
 
 def _arrived(view: RequestView) -> Nanoseconds:

@@ -14,7 +14,8 @@ from api_house import MODEL, open_house
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmosd.application.http.schema import CHAT_UNIMPLEMENTED, COMPLETION_UNIMPLEMENTED, ChatBody, CompletionBody
+from llmosd.application.http.schema import ChatBody, CompletionBody
+from llmosd.application.http.unimplemented import CHAT_UNIMPLEMENTED, COMPLETION_UNIMPLEMENTED
 
 TEXT = st.text("ab<|im_end>\x00\x1b\né\ud800\U0001f600", max_size=12)
 SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | TEXT

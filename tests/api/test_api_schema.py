@@ -12,8 +12,6 @@ from openai.types.chat import completion_create_params as openai_chat
 
 from llmosd.application.http import schema
 from llmosd.application.http.schema import (
-    CHAT_UNIMPLEMENTED,
-    COMPLETION_UNIMPLEMENTED,
     ChatBody,
     CompletionBody,
     chat_body,
@@ -21,6 +19,7 @@ from llmosd.application.http.schema import (
     priority_of,
     user_of,
 )
+from llmosd.application.http.unimplemented import CHAT_UNIMPLEMENTED, COMPLETION_UNIMPLEMENTED
 from llmosd.errors import InvalidRequest
 from llmosd.types import Sampling
 

@@ -7,7 +7,7 @@ from api_house import MODEL, MS, House
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmosd.application.service import Departures
+from llmosd.application.departures import Departures
 from llmosd.errors import InvalidRequest
 from llmosd.types import Output, RequestSpec, Sampling, State
 

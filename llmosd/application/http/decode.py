@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
 
 from llmosd.application.http.errors import BodyTooLarge
+from llmosd.application.http.unimplemented import Table
 from llmosd.errors import InvalidRequest
 
 MAX_BODY = 8 * 2**20
@@ -37,11 +37,9 @@ async def read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-def decode_object(
-    raw: bytes | msgspec.Raw, type_: type[T], unimplemented: Mapping[str, tuple[Any, ...]], where: str = ""
-) -> T:
+def decode_object(raw: bytes | msgspec.Raw, type_: type[T], unimplemented: Table, where: str = "") -> T:
     """`raw` as `type_`. Raises InvalidRequest for what is no JSON, no object, mistyped, missing, unknown, or asks for
-    something in `unimplemented` (field → the values that ask for nothing); `where` is the object's place in the body.
+    something in `unimplemented`; `where` is the object's place in the body.
     """
     try:
         fields = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
@@ -56,7 +54,7 @@ def decode_object(
         raise InvalidRequest("the body is nested too deeply", param=where or None) from None
 
 
-def _refuse(name: str, value: msgspec.Raw, unimplemented: Mapping[str, tuple[Any, ...]], where: str) -> None:
+def _refuse(name: str, value: msgspec.Raw, unimplemented: Table, where: str) -> None:
     param = _join(where, name)[:_SHOWN_NAME]
     if name not in unimplemented:
         raise InvalidRequest(f"unknown field {param!r}", param=param)

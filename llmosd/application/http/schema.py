@@ -1,19 +1,24 @@
 """Bodies of the OpenAI-compatible endpoints: what is accepted, in which range, and what is refused by name.
 
 Nothing is ignored silently. Every field is either implemented (a field of the struct), or one of OpenAI's that is not
-implemented and may only hold a value that asks for nothing (the tables below), or refused. `null` means "the default"
+implemented and may only hold a value that asks for nothing (`unimplemented.py`), or refused. `null` means "the default"
 everywhere, as in OpenAI's API.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
 from llmosd.application.http.decode import decode_object
+from llmosd.application.http.unimplemented import (
+    CHAT_UNIMPLEMENTED,
+    COMPLETION_UNIMPLEMENTED,
+    MESSAGE_UNIMPLEMENTED,
+    STREAM_UNIMPLEMENTED,
+)
 from llmosd.errors import InvalidRequest
 from llmosd.types import NICE_MAX, NICE_MIN, Sampling
 
@@ -23,49 +28,6 @@ MAX_STOPS = 4
 MAX_LOGPROBS = 20
 MAX_USER = 256
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions; a chat runs to what fits
-
-# OpenAI's fields that are not implemented → the values that ask for nothing.
-_UNIMPLEMENTED: Mapping[str, tuple[Any, ...]] = {
-    "logit_bias": (None, {}),
-    "metadata": (None, {}),
-    "prompt_cache_key": (None,),
-    "safety_identifier": (None,),
-    "service_tier": (None, "auto", "default"),
-}
-CHAT_UNIMPLEMENTED: Mapping[str, tuple[Any, ...]] = {
-    **_UNIMPLEMENTED,
-    "audio": (None,),
-    "function_call": (None, "none"),
-    "functions": (None, []),
-    "modalities": (None, ["text"]),
-    "moderation": (None,),
-    "parallel_tool_calls": (None, True),
-    "prediction": (None,),
-    "prompt_cache_options": (None,),
-    "prompt_cache_retention": (None, "in_memory"),
-    "reasoning_effort": (None, "none"),
-    "response_format": (None, {"type": "text"}),
-    "store": (None, False),
-    "tool_choice": (None, "none"),
-    "tools": (None, []),
-    "verbosity": (None, "medium"),
-    "web_search_options": (None,),
-}
-COMPLETION_UNIMPLEMENTED: Mapping[str, tuple[Any, ...]] = {
-    **_UNIMPLEMENTED,
-    "best_of": (None, 1),
-    "echo": (None, False),
-    "suffix": (None,),
-}
-_STREAM_UNIMPLEMENTED: Mapping[str, tuple[Any, ...]] = {"include_obfuscation": (None, False)}
-_MESSAGE_UNIMPLEMENTED: Mapping[str, tuple[Any, ...]] = {
-    "annotations": (None, []),
-    "audio": (None,),
-    "function_call": (None,),
-    "name": (None,),
-    "refusal": (None,),
-    "tool_calls": (None, []),
-}
 
 _NULL = msgspec.Raw(b"null")
 
@@ -113,7 +75,7 @@ class GenerationBody(msgspec.Struct, kw_only=True):
             return StreamOptions() if self.stream else None
         if not self.stream:
             raise InvalidRequest("stream_options is only allowed with stream: true", param="stream_options")
-        return decode_object(self.stream_options, StreamOptions, _STREAM_UNIMPLEMENTED, "stream_options")
+        return decode_object(self.stream_options, StreamOptions, STREAM_UNIMPLEMENTED, "stream_options")
 
 
 class TextPart(msgspec.Struct):
@@ -198,7 +160,7 @@ def user_of(body: GenerationBody) -> str:
 
 
 def _message(raw: msgspec.Raw, where: str) -> dict[str, str]:
-    message = decode_object(raw, Message, _MESSAGE_UNIMPLEMENTED, where)
+    message = decode_object(raw, Message, MESSAGE_UNIMPLEMENTED, where)
     if isinstance(message.content, str):
         return {"role": message.role, "content": message.content}
     parts = (decode_object(part, TextPart, {}, f"{where}.content[{i}]") for i, part in enumerate(message.content))

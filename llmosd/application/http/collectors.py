@@ -1,0 +1,66 @@
+"""Metrics whose values somebody else keeps: read when they are scraped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from llmosd.types import KernelStats
+
+
+class KernelCollector(Collector):
+    """The kernel's own gauges and totals, as of the latest batch."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self.stats: KernelStats | None = None
+
+    def collect(self) -> Iterable[Metric]:
+        if (stats := self.stats) is None:
+            return
+        usage = stats.pages_used / stats.pages_total
+        yield self._gauge("vllm:num_requests_running", "Requests that run", stats.running)
+        yield self._gauge("vllm:num_requests_waiting", "Requests that wait", stats.waiting)
+        yield self._gauge("vllm:kv_cache_usage_perc", "Share of KV pages in use, 1 is all", usage)
+        yield self._gauge("llmos_requests_prefilling", "Running requests that are in prefill", stats.prefilling)
+        yield self._gauge("llmos_slots", "Sequences that can run at once", stats.slots)
+        yield self._gauge("llmos_pages", "Pages of the KV pool", stats.pages_total)
+        yield self._gauge("llmos_pages_used", "Pages in use", stats.pages_used)
+        yield self._gauge("llmos_pages_shared", "Pages that more than one sequence holds", stats.pages_shared)
+        yield self._counter("vllm:num_preemptions", "Preemptions", stats.preemptions)
+        yield self._counter("vllm:generation_tokens", "Generated tokens", stats.generated_tokens)
+        yield self._counter("llmos_prefill_tokens", "Prefilled tokens, recomputation included", stats.prompt_tokens)
+        yield self._counter("llmos_requests_accepted", "Accepted requests", stats.accepted)
+
+    def _gauge(self, name: str, documentation: str, value: float) -> Metric:
+        family = GaugeMetricFamily(name, documentation, labels=["model_name"])
+        family.add_metric([self._model], value)
+        return family
+
+    def _counter(self, name: str, documentation: str, value: float) -> Metric:
+        family = CounterMetricFamily(name, documentation, labels=["model_name"])
+        family.add_metric([self._model], value)
+        return family
+
+
+class ReadCollector(Collector):
+    """One number that somebody else keeps."""
+
+    def __init__(
+        self,
+        family: type[GaugeMetricFamily] | type[CounterMetricFamily],
+        name: str,
+        documentation: str,
+        read: Callable[[], float | None],
+    ) -> None:
+        self._family, self._name, self._documentation, self._read = family, name, documentation, read
+
+    def describe(self) -> Iterable[Metric]:
+        """Lets the registry refuse a second metric of this name without reading a value."""
+        return [self._family(self._name, self._documentation)]
+
+    def collect(self) -> Iterable[Metric]:
+        if (value := self._read()) is not None:
+            yield self._family(self._name, self._documentation, value=value)
