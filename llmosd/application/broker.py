@@ -18,12 +18,11 @@ from pathlib import Path
 import msgspec
 
 from llmosd.application import broker_child
-from llmosd.application.endpoint import Answer, Endpoint, probe
+from llmosd.application.endpoint import LOOPBACK, Answer, Endpoint, probe, settled
 from llmosd.config import Config
 from llmosd.errors import ConfigError, Unavailable
 from llmosd.hardware.process import ProcessIdentity
 
-LOOPBACK = "127.0.0.1"
 START_S, READY_POLL_S = 10.0, 0.05
 STATE = "state.json"
 MAX_PACKET = 4 << 20  # bytes; a Frame is about 20 KB
@@ -130,7 +129,7 @@ async def ensure_broker(config: Config, *, mosquitto: str | None = MOSQUITTO) ->
     started = _Started.read(folder)
     port = config.mqtt_port or (started.port if started else _free_port())
     broker_child.claim(folder)  # before looking, so that a watcher in its grace time stays
-    answer = await probe(LOOPBACK, port)
+    answer = await settled(port)
     if answer is Answer.NOTHING:
         return await _start(folder, port, mosquitto)
     if answer is not Answer.ACCEPTED:

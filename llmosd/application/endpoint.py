@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from llmosd.errors import ConfigError
 
+LOOPBACK = "127.0.0.1"
 PROBE_S = 2.0
 
 
@@ -72,6 +73,15 @@ async def probe(host: str, port: int, *, level: int = 4) -> Answer:
         return Answer.OTHER
     finally:
         writer.close()
+
+
+async def settled(port: int) -> Answer:
+    """What a loopback port says; asks again for a second while it is neither broker nor free, as one that ends is."""
+    for _ in range(5):
+        if (answer := await probe(LOOPBACK, port)) is not Answer.OTHER:
+            break
+        await asyncio.sleep(0.2)
+    return answer
 
 
 def _connect_packet(level: int) -> bytes:

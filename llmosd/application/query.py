@@ -121,7 +121,7 @@ def _only_read(action: int, *details: str | None) -> int:
 def _explain(exc: Exception, path: Path) -> InvalidRequest | StoreError:
     """Which of the two sides it was: the statement, or the database."""
     message = str(exc)
-    if "not authorized" in message or "prohibited" in message or "readonly" in message:
+    if any(word in message for word in ("not authorized", "authorization denied", "prohibited", "readonly")):
         return InvalidRequest("queries only read: use SELECT (or WITH … SELECT)", param="sql")
     if "interrupted" in message:
         return InvalidRequest(f"the query was stopped after {LIMIT_S:.0f} s; narrow it down", param="sql")

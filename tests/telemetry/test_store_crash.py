@@ -13,12 +13,14 @@ from pathlib import Path
 
 from llmosd.application.recovery import open_run
 
-ROUNDS = 8
+ROOT = Path(__file__).parents[2]
+ROUNDS = 5
 
 
 def write_until_killed(path: Path, seconds: float) -> list[str]:
     """The ids that were acknowledged before the end."""
-    with subprocess.Popen([sys.executable, "-m", "tests.telemetry.writer", path], stdout=subprocess.PIPE) as process:
+    command = [sys.executable, "-m", "tests.telemetry.writer", path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as process:
         assert process.stdout
         first = process.stdout.readline()  # it has opened the database
         time.sleep(seconds)
