@@ -14,22 +14,41 @@ struct Matrix {
   int64_t stride;
 };
 
+// One step of a tile: the smaller side stays in registers, the other passes through one, so that 12 sums fit beside them.
+template <int R, int C, class T>
+inline void step(F8 (&sums)[R][C], const float* a, int64_t a_stride, const T* b) {
+  if constexpr (R <= C) {
+    F8 x[R];
+    for (int r = 0; r < R; ++r) x[r] = broadcast(a[r * a_stride]);
+    for (int j = 0; j < C; ++j) {
+      const F8 y = load(b + 8 * j);
+      for (int r = 0; r < R; ++r) sums[r][j] = fma(x[r], y, sums[r][j]);
+    }
+  } else {
+    F8 y[C];
+    for (int j = 0; j < C; ++j) y[j] = load(b + 8 * j);
+    for (int r = 0; r < R; ++r) {
+      const F8 x = broadcast(a[r * a_stride]);
+      for (int j = 0; j < C; ++j) sums[r][j] = fma(x, y[j], sums[r][j]);
+    }
+  }
+}
+
 // R rows × C vectors of 8 columns. `ahead` is prefetched at B's own pace: the memory that will be needed after B.
 template <int R, int C, bool kAccumulate, class T>
 inline void tile(Matrix a, const T* b, int64_t b_stride, float* c, int64_t c_stride, int depth, const T* ahead) {
   F8 sums[R][C];
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
     for (int j = 0; j < C; ++j) sums[r][j] = kAccumulate ? load(c + r * c_stride + 8 * j) : zero();
   for (int k = 0; k < depth; ++k) {
     if (R <= 3) prefetch(ahead + k * b_stride);
-    F8 x[R];
-    for (int r = 0; r < R; ++r) x[r] = broadcast(a.at[r * a.stride + k]);
-    for (int j = 0; j < C; ++j) {
-      const F8 y = load(b + k * b_stride + 8 * j);
-      for (int r = 0; r < R; ++r) sums[r][j] = fma(x[r], y, sums[r][j]);
-    }
+    step(sums, a.at + k, a.stride, b + k * b_stride);
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
     for (int j = 0; j < C; ++j) store(c + r * c_stride + 8 * j, sums[r][j]);
 }
 
