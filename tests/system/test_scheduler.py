@@ -111,6 +111,16 @@ def test_an_admission_leaves_a_spare_page_to_each_sequence_that_runs() -> None:
     assert world.preemptions == 0
 
 
+@pytest.mark.parametrize(("pages", "admitted"), [(5, State.DECODE), (4, State.QUEUED)])
+def test_an_admission_counts_the_page_of_the_next_token(pages: int, admitted: State) -> None:
+    world = World(make_limits(pages=pages))
+    world.submit(3, 1)
+    world.submit(8, 2)  # two full pages, a third for the next token, and one to spare for r0
+    world.step()
+    assert world.state("r1") is admitted
+    world.drain()
+
+
 def test_an_overloaded_pool_does_not_thrash() -> None:
     """Without spare pages this load, twice what the pool holds, computes each prompt 2.3 times; with them 1.2 times."""
     clock = ManualClock()
