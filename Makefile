@@ -13,7 +13,7 @@ else
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 endif
 
-NATIVE_SOURCES := $(wildcard llmosd/runtime/native/*.cpp llmosd/runtime/native/*.h llmosd/runtime/native/build.py)
+NATIVE_SOURCES := $(wildcard $(addprefix llmosd/runtime/native/,build.py *.cpp *.h kernels/*.cpp kernels/*.h))
 SOURCES := llmosd tui tests bench hatch_build.py
 MODEL   := smollm2-135m-instruct
 

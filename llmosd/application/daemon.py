@@ -51,7 +51,7 @@ def run(config: Config, on_serving: OnServing | None = None) -> int:
 
     Raises ConfigError where another daemon has this home or the port is taken, LlmosError for what ended it.
     """
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=config.log_level.upper())
+    _log_to_stderr(config.log_level.upper())
     with instance.claim(config.home):
         daemon = Daemon(config, on_serving)
         try:
@@ -216,6 +216,12 @@ class Daemon:
 
 async def _set(event: asyncio.Event) -> None:
     await event.wait()
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=level)
+    for chatty in ("httpx", "uvicorn.error"):  # a line a request, and what we say ourselves
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(level)))
 
 
 def _log_progress(stage: str, done: int, total: int) -> None:
