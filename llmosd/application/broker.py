@@ -128,7 +128,7 @@ async def ensure_broker(config: Config, *, mosquitto: str | None = MOSQUITTO) ->
     folder.mkdir(parents=True, exist_ok=True)
     started = _Started.read(folder)
     port = config.mqtt_port or (started.port if started else _free_port())
-    broker_child.claim(folder)  # before looking, so that a watcher in its grace time stays
+    already_ours = broker_child.claim(folder)  # before looking, so that a watcher in its grace time stays
     answer = await settled(port)
     if answer is Answer.NOTHING:
         return await _start(folder, port, mosquitto)
@@ -138,7 +138,7 @@ async def ensure_broker(config: Config, *, mosquitto: str | None = MOSQUITTO) ->
             param="mqtt_port",
         )
     if started and started.port == port and started.watcher.alive():
-        return started.broker(adopted=True)
+        return started.broker(adopted=not already_ours)
     speaks_5 = await probe(LOOPBACK, port, level=5) is Answer.ACCEPTED
     return Broker(Endpoint(LOOPBACK, port), "existing", port_v5=port if speaks_5 else None)
 

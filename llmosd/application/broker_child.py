@@ -27,20 +27,27 @@ POLL_S = 0.5
 LOG, OWNER, RUMQTTD_TOML = "broker.log", "owner.json", "rumqttd.toml"
 
 
-def claim(folder: Path) -> None:
-    """Make the calling process the owner that the watcher of this folder follows."""
+def claim(folder: Path) -> bool:
+    """Make the calling process the owner that the watcher of this folder follows; whether it was that already."""
     me = ProcessIdentity.current()
+    already = _owner(folder) == me
     new = folder / f"{OWNER}.new"
     new.write_text(json.dumps({"pid": me.pid, "started": me.started}))
     new.replace(folder / OWNER)
+    return already
 
 
 def owner_alive(folder: Path) -> bool:
     """Whether the process named by `claim` runs. An unreadable claim (the folder was deleted) is nobody's."""
+    owner = _owner(folder)
+    return owner is not None and owner.alive()
+
+
+def _owner(folder: Path) -> ProcessIdentity | None:
     try:
-        return ProcessIdentity(**json.loads((folder / OWNER).read_text())).alive()
+        return ProcessIdentity(**json.loads((folder / OWNER).read_text()))
     except (OSError, ValueError, TypeError):
-        return False
+        return None
 
 
 def follow(owner_alive: Callable[[], bool], broker_alive: Callable[[], bool]) -> None:
