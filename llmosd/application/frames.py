@@ -64,11 +64,10 @@ class FrameBuilder:
     def observe(self, events: Iterable[Event], step: StepStats | None) -> None:
         for event in events:
             self._latencies.observe(event)
-            match event:
-                case Accepted(request=view):
-                    self._queue.arrive(view.id, view.arrived)
-                case Ended(request=view, now=now):
-                    self._queue.leave(view.id, now, view.times.queued)
+            if isinstance(event, Accepted):
+                self._queue.arrive(event.request.id, event.request.arrived)
+            elif isinstance(event, Ended):
+                self._queue.leave(event.request.id, event.now, event.request.times.queued)
         if step is not None:
             self._steps.add(step)
 

@@ -33,13 +33,15 @@ class Latencies:
         self._lives: dict[RequestId, _Life] = {}
 
     def observe(self, event: Event) -> None:
+        if type(event) is Output:  # by far the most
+            if event.tokens and (life := self._lives.get(event.id)):
+                self._output(life, event)
+            return
         match event:
             case Accepted(request=view):
                 self._lives[view.id] = _Life(view.arrived, view.arrived + view.times.other)
             case StateChanged(id=id, old=State.QUEUED, new=State.PREFILL, now=now) if life := self._lives.get(id):
                 self._wait.add((now - life.queued) / 1e6, now)
-            case Output(id=id, tokens=tokens) if tokens and (life := self._lives.get(id)):
-                self._output(life, event)
             case Ended(request=view, now=now):
                 self._lives.pop(view.id, None)
                 if view.state is State.FINISHED:
@@ -51,8 +53,8 @@ class Latencies:
         if not life.last:
             self._ttft.add((now - life.arrived) / 1e6, now)
         if (before := life.last.get(output.choice)) is not None:
-            for _ in output.tokens:
-                self._itl.add((now - before) / 1e6 / len(output.tokens), now)
+            count = len(output.tokens)
+            self._itl.add((now - before) / 1e6 / count, now, count)
         life.last[output.choice] = now
 
     def measure(self, now: Nanoseconds) -> Latency:

@@ -36,6 +36,7 @@ from llmosd.wire import EventMessage, Frame
 
 log = logging.getLogger(__name__)
 
+PRAGMAS = "PRAGMA synchronous = NORMAL; PRAGMA busy_timeout = 5000; PRAGMA journal_size_limit = 67108864;"
 COMMIT_S = 1.0
 PRUNE_S = 60.0
 PENDING_LIMIT = 10_000  # rows kept for a retry while the database cannot be written
@@ -81,8 +82,7 @@ class Store:
         """Open for the one daemon of this home; see `recovery.open_run` for what that does. Raises StoreError."""
         run = await asyncio.to_thread(open_run, path, time.time())
         db = await aiosqlite.connect(path, isolation_level=None)
-        for pragma in ("synchronous = NORMAL", "busy_timeout = 5000", "journal_size_limit = 67108864"):
-            await db.execute(f"PRAGMA {pragma}")
+        await db.executescript(PRAGMAS)
         return cls(db, run, retention or Retention())
 
     async def record_accepted(self, view: RequestView) -> None:

@@ -5,7 +5,7 @@ Times are integer nanoseconds of one monotonic clock and come in as arguments. A
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, exp, log
@@ -14,6 +14,7 @@ from llmosd.types import Nanoseconds, RequestId
 
 SECOND: Nanoseconds = 1_000_000_000
 GAMMA = 1.02  # ratio of neighbouring bucket bounds: a percentile is within 1 % of a value that was seen
+SMALLEST = 1e-9  # values below it count as it
 _LOG_GAMMA = log(GAMMA)
 _MIDDLE = 2 / (1 + GAMMA)  # times a bucket's upper bound: the value of least relative error within it
 
@@ -43,12 +44,12 @@ class LatencyWindow:
         self._seconds = seconds
         self._slots: deque[_Slot] = deque()
 
-    def add(self, value: float, now: Nanoseconds) -> None:
+    def add(self, value: float, now: Nanoseconds, times: int = 1) -> None:
         second = now // SECOND
         if not self._slots or self._slots[-1].second < second:
             self._drop(second)
             self._slots.append(_Slot(second))
-        self._slots[-1].add(value)
+        self._slots[-1].add(value, times)
 
     def total(self, now: Nanoseconds) -> float:
         self._drop(now // SECOND)
@@ -60,10 +61,13 @@ class LatencyWindow:
         count = sum(slot.count for slot in self._slots)
         if not count:
             return Summary(0, None, (None,) * len(qs))
-        merged: Counter[int] = Counter()
-        for slot in self._slots:
-            merged.update(slot.buckets)
         mean = sum(slot.total for slot in self._slots) / count
+        if not qs:
+            return Summary(count, mean, ())
+        merged: dict[int, int] = {}
+        for slot in self._slots:
+            for bucket, times in slot.buckets.items():
+                merged[bucket] = merged.get(bucket, 0) + times
         return Summary(count, mean, tuple(_percentile(merged, count, q) for q in qs))
 
     def _drop(self, second: int) -> None:
@@ -78,15 +82,16 @@ class _Slot:
         self.second = second
         self.count = 0
         self.total = 0.0
-        self.buckets: Counter[int] = Counter()
+        self.buckets: dict[int, int] = {}
 
-    def add(self, value: float) -> None:
-        self.count += 1
-        self.total += value
-        self.buckets[ceil(log(max(value, 1e-9)) / _LOG_GAMMA)] += 1
+    def add(self, value: float, times: int) -> None:
+        self.count += times
+        self.total += value * times
+        bucket = ceil(log(value if value > SMALLEST else SMALLEST) / _LOG_GAMMA)
+        self.buckets[bucket] = self.buckets.get(bucket, 0) + times
 
 
-def _percentile(buckets: Counter[int], count: int, q: float) -> float:
+def _percentile(buckets: dict[int, int], count: int, q: float) -> float:
     rank = max(1, ceil(q * count))
     for bucket in sorted(buckets):
         rank -= buckets[bucket]
@@ -170,6 +175,7 @@ def _covered(intervals: Iterable[tuple[Nanoseconds, Nanoseconds]]) -> Nanosecond
     """Length of the union of intervals."""
     covered, reached = 0, 0
     for begin, end in sorted(intervals):
-        covered += max(0, end - max(begin, reached))
-        reached = max(reached, end)
+        if end > reached:
+            covered += end - max(begin, reached)
+            reached = end
     return covered
