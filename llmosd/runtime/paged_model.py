@@ -86,7 +86,7 @@ class PagedModel:
         self._session = _session(graph, backend, kv_format, threads, spin)
         self._binding = self._session.io_binding()
         self._bound: dict[str, NDArray[Any]] = {}
-        self._keys, self._values = self._bind_pool()
+        self.keys, self.values = self._bind_pool()  # by layer; in place, as the graph sees them
         self._logits = np.empty((0, geometry.vocab), np.float32)
 
     @classmethod
@@ -154,7 +154,7 @@ class PagedModel:
 
     def copy_page(self, source: int, target: int) -> None:
         """K and V of all layers of one page to another."""
-        for pool in (*self._keys, *self._values):
+        for pool in (*self.keys, *self.values):
             pool[target] = pool[source]
 
     def close(self) -> None:
@@ -162,8 +162,8 @@ class PagedModel:
         self._binding.clear_binding_inputs()
         self._binding.clear_binding_outputs()
         self._bound.clear()
-        self._keys.clear()
-        self._values.clear()
+        self.keys.clear()
+        self.values.clear()
         del self._session
 
     # ------------------------------------------------------------ binding
@@ -220,8 +220,8 @@ class PagedModel:
         position = np.arange(len(sequence)) - cumulative[sequence] + past[sequence]
         page, slot = table[sequence, position // self.page_tokens], position % self.page_tokens
         for layer, (keys, values) in enumerate(rows):
-            self._keys[layer][page, :, :, slot] = keys
-            self._values[layer][page, :, slot, :] = values
+            self.keys[layer][page, :, :, slot] = keys
+            self.values[layer][page, :, slot, :] = values
 
 
 def _session(graph: Path, backend: Backend, kv_format: KvFormat, threads: int, spin: bool) -> ort.InferenceSession:
