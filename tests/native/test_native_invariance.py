@@ -43,14 +43,14 @@ def test_attention(g: Geometry, length: int, fractions: list[float], threads: in
 
 @pytest.mark.parametrize("page_tokens", [16, 64, 128])
 def test_a_long_decode_split_between_threads(page_tokens: int) -> None:
-    g = Geometry(9, 3, 64, page_tokens, half=True, context=4096)
-    rng = np.random.default_rng(0)
-    qkv = tokens(g, 2001, rng)
-    whole, split = (Pool(g, 2048 // page_tokens, seed) for seed in (1, 2))
-    expected = feed(whole, qkv, [0, 2001], [], 1)[-1]
-    for threads in (2, 3, 8):
-        split.free = list(range(split.pages))
-        assert feed(split, qkv, [0, 2000, 2001], [], threads)[-1].tobytes() == expected.tobytes()
+    g = Geometry(3, 1, 64, page_tokens, half=True, context=2048)
+    qkv = tokens(g, 1101, np.random.default_rng(0))
+    pool = Pool(g, -(-1101 // page_tokens))
+    table: list[int] = []
+    pool.grow(table, 1101)
+    prefilled = pool.step([(qkv, 0, table)])[-1:]
+    for threads in (1, 2, 3, 8):
+        assert pool.step([(qkv[-1:], 1100, table)], threads=threads).tobytes() == prefilled.tobytes()
 
 
 @settings(max_examples=30, deadline=None)

@@ -28,7 +28,7 @@ SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
 FLAGS = shlex.split("-std=c++17 -fPIC -fvisibility=hidden -Wall -Wextra")
 FLAGS += shlex.split("-ffp-contract=off -fno-math-errno -fno-trapping-math")
 OPTIMISE = ["-O3"]
-SANITIZE = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+SANITIZE = ["-O2", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 
 
 class BuildError(RuntimeError):
