@@ -20,7 +20,11 @@ from tests.runtime.stepping import Stream, poison, prefill, step
 
 PAGES, PAGE_TOKENS = 24, 64
 CONTINUATIONS = json.loads(Path(__file__).with_name("continuations.json").read_text())
-EPSILON = {"float32": 1e-3, "file": 1.0}
+
+# How far below its maximum the reference's logit of a chosen token may lie. Measured once over these 384 positions:
+# 0 with float32 weights; with the file's 4-bit and 8-bit weights and 8-bit activations 0.28 (native) and 0.09 (gather),
+# where 97.4 % and 97.7 % of the tokens are the reference's own choice.
+EPSILON = {"float32": 1e-3, "file": 0.5}
 
 
 def load(model: InstalledModel, backend: Backend, strict: bool) -> PagedModel:
@@ -57,7 +61,6 @@ def test_chosen_tokens_are_the_references_or_nearly_tie_with_them(
         gaps.append(reference.max(axis=1) - reference[np.arange(len(chosen)), chosen])
         agreed.append(chosen == reference.argmax(axis=1))
     engine.close()
-    print("GAP", backend, strict, np.concatenate(gaps).max(), np.mean(np.concatenate(agreed)))
     assert np.concatenate(gaps).max() <= EPSILON[engine.weight_format]
     assert np.mean(np.concatenate(agreed)) >= 0.95
 
