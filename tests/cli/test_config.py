@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmosd import config
+from llmosd.application.cli import main
+from llmosd.config import OPTIONS
+from llmosd.errors import ConfigError
+
+
+def test_flags_beat_environment_beats_file_beats_default(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("slots = 2\ntoken_budget = 64\nthreads = 1\n")
+    env = {"LLMOS_HOME": str(tmp_path), "LLMOS_SLOTS": "3", "LLMOS_TOKEN_BUDGET": "65"}
+    settings = config.load({"slots": "4"}, env)
+    assert (settings.slots, settings.token_budget, settings.threads, settings.port) == (4, 65, 1, 11500)
+    names = ("slots", "token_budget", "threads", "port", "home")
+    sources = ["--slots", "LLMOS_TOKEN_BUDGET", str(tmp_path / "config.toml"), "default", "LLMOS_HOME"]
+    assert [settings.sources[name] for name in names] == sources
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("port", "70000", "between 0 and 65535"),
+        ("port", "http", "whole number"),
+        ("slots", "0", "between 1"),
+        ("backend", "cuda", "auto, native, gather"),
+        ("page_tokens", "17", "16, 32, 64, 128"),
+        ("strict", "perhaps", "true or false"),
+        ("node", "a/b", "letters"),
+    ],
+)
+def test_what_cannot_be_used_is_named_with_its_source_and_a_remedy(
+    tmp_path: Path, name: str, value: str, words: str
+) -> None:
+    env = {"LLMOS_HOME": str(tmp_path), f"LLMOS_{name.upper()}": value}
+    with pytest.raises(ConfigError) as error:
+        config.load({}, env)
+    assert f"LLMOS_{name.upper()}" in error.value.message and value in error.value.message
+    assert words in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("slotz = 1", "unknown key 'slotz'"), ("slots = ", "not TOML"), ("home = '/x'", "'home'"), ("slots = 1.5", "1.5")],
+)
+def test_a_wrong_file_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "config.toml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        config.load({}, {"LLMOS_HOME": str(tmp_path)})
+    assert words in error.value.message and str(tmp_path) in error.value.message
+
+
+def test_every_option_can_be_given_in_every_way(tmp_path: Path) -> None:
+    other: dict[type, Any] = {bool: True, int: 32, str: "x", Path: tmp_path}
+    for option in OPTIONS[1:]:
+        value = option.choices[-1] if option.choices else other[option.type]
+        value = int(value) if option.type is int else value
+        literal = json.dumps(value)
+        (tmp_path / "config.toml").write_text(f"{option.name} = {literal}")
+        home = {"LLMOS_HOME": str(tmp_path)}
+        given = [
+            config.load({}, home),
+            config.load({option.name: str(value)}, home),
+            config.load({}, home | {option.env: str(value)}),
+        ]
+        assert [getattr(settings, option.name) for settings in given] == [value] * 3
+
+
+def test_the_command_prints_value_and_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--home", str(tmp_path), "--no-strict", "--slots", "7", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown.keys() == {option.name for option in OPTIONS}
+    assert shown["slots"] == {"value": 7, "source": "--slots"}
+    assert shown["strict"] == {"value": False, "source": "--strict"}
+    assert shown["port"] == {"value": 11500, "source": "default"}
