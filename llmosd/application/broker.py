@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import socket
 import sys
 from dataclasses import dataclass
@@ -112,6 +113,10 @@ class _Started:
     def write(self, folder: Path) -> None:
         (folder / STATE).write_bytes(msgspec.json.encode(self))
 
+    def end(self) -> None:
+        if self.watcher.alive():
+            os.kill(self.watcher.pid, signal.SIGTERM)
+
     def broker(self, *, adopted: bool) -> Broker:
         return Broker(Endpoint(LOOPBACK, self.port), self.kind, self.watcher.pid, self.port_v5, adopted)
 
@@ -128,6 +133,8 @@ async def ensure_broker(config: Config, *, mosquitto: str | None = MOSQUITTO) ->
     folder.mkdir(parents=True, exist_ok=True)
     started = _Started.read(folder)
     port = config.mqtt_port or (started.port if started else _free_port())
+    if started and started.port != port:
+        started.end()  # nobody would publish there any more
     already_ours = broker_child.claim(folder)  # before looking, so that a watcher in its grace time stays
     answer = await settled(port)
     if answer is Answer.NOTHING:

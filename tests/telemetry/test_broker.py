@@ -85,6 +85,13 @@ async def test_a_killed_broker_is_started_again_on_the_same_port(config: Config,
     assert second.endpoint == first.endpoint and second.pid != first.pid and not second.adopted
 
 
+async def test_a_home_that_moves_to_another_port_takes_its_broker_along(config: Config, mosquitto: str | None) -> None:
+    first = await ensure_broker(config, mosquitto=mosquitto)
+    second = await ensure_broker(replace(config, mqtt_port=free_port()), mosquitto=mosquitto)
+    assert second.managed and second.endpoint != first.endpoint
+    await until(lambda: first.pid is not None and ProcessIdentity.of(first.pid) is None)
+
+
 async def test_a_broker_that_somebody_else_started_is_used_and_said_so(config: Config, mosquitto: str | None) -> None:
     first = await ensure_broker(config, mosquitto=mosquitto)
     other = Config(home=config.home / "other", mqtt_port=first.endpoint.port)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmosd.application.broker import Broker, ensure_broker
@@ -133,6 +133,7 @@ async def test_publishing_never_waits_for_the_broker(config: Config) -> None:
         await task
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10_000), st.floats(0, 1))
 def test_back_off_grows_from_half_a_second_to_half_a_minute(attempt: int, jitter: float) -> None:
     assert 0.25 <= backoff(attempt, jitter) <= BACKOFF_MAX_S
@@ -140,6 +141,7 @@ def test_back_off_grows_from_half_a_second_to_half_a_minute(attempt: int, jitter
     assert backoff(1, 0.0) == 0.5 and backoff(100, 0.0) == BACKOFF_MAX_S
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 2), st.sampled_from(["info", "warning", "error"])), max_size=200))
 def test_no_more_events_pass_than_the_rate_allows_and_info_leaves_room(events: list[tuple[float, str]]) -> None:
     rate, now, passed = EventRate(0.0), 0.0, 0

@@ -6,7 +6,7 @@ import random
 from collections import deque
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmosd.prediction.estimators import SECOND, LatencyWindow, QueueMeter, percentile
@@ -15,6 +15,7 @@ values = st.lists(st.floats(0.001, 1e6), min_size=1, max_size=300)
 shares = st.floats(0.01, 1.0)
 
 
+@settings(deadline=None)
 @given(values, shares)
 def test_a_percentile_is_reached_by_its_share_of_the_values_and_no_smaller_one_is(
     sample: list[float], q: float
@@ -25,6 +26,7 @@ def test_a_percentile_is_reached_by_its_share_of_the_values_and_no_smaller_one_i
     assert sum(v < found for v in sample) < q * len(sample) + 1e-9
 
 
+@settings(deadline=None)
 @given(values, shares)
 def test_a_window_is_within_one_percent_of_the_exact_percentile(sample: list[float], q: float) -> None:
     window = LatencyWindow(60)
@@ -36,6 +38,7 @@ def test_a_window_is_within_one_percent_of_the_exact_percentile(sample: list[flo
     assert summary.percentiles[0] == pytest.approx(percentile(sorted(sample), q), rel=0.0101)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 50), st.floats(0, 1000)), max_size=200), st.integers(1, 20))
 def test_a_window_holds_exactly_its_last_seconds(steps: list[tuple[int, float]], seconds: int) -> None:
     window, now, added = LatencyWindow(seconds), 0, []
@@ -84,6 +87,7 @@ def test_a_request_that_never_arrived_does_not_count() -> None:
     assert meter.measure(2 * SECOND).completions == 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 100), st.integers(1, 100)), min_size=1, max_size=60))
 def test_littles_law_is_exact_when_the_window_begins_and_ends_empty(stays: list[tuple[int, int]]) -> None:
     """L·T and Σ W are then the same area under N(t), whatever the order of arrivals and departures."""
