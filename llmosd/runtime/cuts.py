@@ -11,7 +11,7 @@ Row = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 Cumulative = npt.NDArray[np.float64]
 
-FIRST_CANDIDATES = 64  # how many of the likeliest tokens to try a cut on before looking at more
+FIRST_CANDIDATES = 256  # how many of the likeliest tokens to try a cut on before looking at more
 STRIP = 64
 BLOCK = 256
 
@@ -25,9 +25,10 @@ def cut(probabilities: Row, sampling: Sampling) -> Ids:
     while True:
         ids = upper_set(probabilities, count)
         values = probabilities[ids]
-        kept = _cut_sorted(np.sort(values)[::-1], sampling, whole=len(ids) == len(probabilities))
+        falling = np.sort(values)[::-1]
+        kept = _cut_sorted(falling, sampling, whole=len(ids) == len(probabilities))
         if kept is not None:
-            return _first(ids, values, kept)
+            return _first(ids, values, kept, falling[kept - 1])
         count *= 8
 
 
@@ -43,20 +44,17 @@ def _cut_sorted(values: Row, sampling: Sampling, whole: bool) -> int | None:
         kept, whole = above, True
     if sampling.top_p >= 1.0:
         return kept if whole else None
-    cumulative = np.cumsum(values[:kept], dtype=np.float64)
+    cumulative = values[:kept].cumsum(dtype=np.float64)
     needed = sampling.top_p * (cumulative[-1] if whole else 1.0)
-    return int(np.searchsorted(cumulative, needed)) + 1 if cumulative[-1] >= needed else None
+    return int(cumulative.searchsorted(needed)) + 1 if cumulative[-1] >= needed else None
 
 
-def _first(ids: Ids, values: Row, count: int) -> Ids:
-    """The `count` ids with the greatest values, in their own order, ties to the earlier ones."""
-    if count == len(ids):
-        return ids
-    edge = np.partition(values, len(values) - count)[len(values) - count]
-    above = values > edge
-    tied = np.flatnonzero(values == edge)[: count - np.count_nonzero(above)]
-    above[tied] = True
-    return np.asarray(ids[above])
+def _first(ids: Ids, values: Row, count: int, edge: np.float32) -> Ids:
+    """The `count` ids with the greatest values, down to `edge`, in their own order; ties to the earlier ones."""
+    kept = values > edge
+    tied = (values == edge).nonzero()[0]
+    kept[tied[: count - np.count_nonzero(kept)]] = True
+    return np.asarray(ids[kept])
 
 
 def upper_set(row: Row, count: int) -> Ids:
@@ -68,23 +66,23 @@ def upper_set(row: Row, count: int) -> Ids:
     strips = len(row) // STRIP
     if count >= len(row):
         return np.arange(len(row))
-    few = count * 2 < strips
-    heads = row[: strips * STRIP].reshape(STRIP, strips).max(axis=0) if few else row
+    heads = row[: strips * STRIP].reshape(STRIP, strips).max(axis=0) if count * 2 < strips else row.copy()
     place = len(heads) - count
-    return np.flatnonzero(row >= np.partition(heads, place)[place])
+    heads.partition(place)
+    return np.asarray((row >= heads[place]).nonzero()[0])
 
 
 def invert(cumulative: Cumulative, u: float) -> int:
     """Index of the weight that holds quantile `u`; never one of weight zero, whatever the rounding."""
     total = cumulative[-1]
-    index = np.searchsorted(cumulative, u * total, side="right")
-    return int(min(index, np.searchsorted(cumulative, total)))
+    index = cumulative.searchsorted(u * total, side="right")
+    return int(min(index, cumulative.searchsorted(total)))
 
 
 def invert_all(probabilities: Row, u: float) -> int:
     """Inverse CDF over the whole vocabulary in the order of token ids: first the block, then the token in it."""
-    blocks = np.cumsum(np.add.reduceat(probabilities, np.arange(0, len(probabilities), BLOCK)), dtype=np.float64)
+    blocks = np.add.reduceat(probabilities, np.arange(0, len(probabilities), BLOCK)).cumsum(dtype=np.float64)
     block = invert(blocks, u)
     before = blocks[block - 1] if block else 0.0
-    inside = np.cumsum(probabilities[block * BLOCK : (block + 1) * BLOCK], dtype=np.float64)
+    inside = probabilities[block * BLOCK : (block + 1) * BLOCK].cumsum(dtype=np.float64)
     return block * BLOCK + invert(inside, (u * blocks[-1] - before) / inside[-1])

@@ -116,23 +116,19 @@ class Sampler:
         best = int(raw.argmax())  # the first NaN, if there is one
         if not math.isfinite(raw[best]):
             raise StepError("the model produced logits that are not finite numbers; this sequence cannot go on")
-        if stream.sampling.logprobs is None:
+        count = stream.sampling.logprobs
+        if count is None:
             return Draw(self._choose(raw, best, stream))
-        log_sum = float(raw[best]) - math.log(self._softmax(raw)[best])
-        token = self._choose(raw, best, stream)
-        return Draw(token, float(raw[token]) - log_sum, _likeliest(raw, stream.sampling.logprobs, log_sum))
+        probabilities = self._softmax(raw)
+        log_sum = float(raw[best]) - math.log(probabilities[best])
+        token = _pick(probabilities, stream) if _is_plain(stream) else self._choose(raw, best, stream)
+        return Draw(token, float(raw[token]) - log_sum, _likeliest(raw, count, log_sum))
 
     def _choose(self, raw: Row, best: int, stream: Stream) -> int:
-        sampling = stream.sampling
         logits = self._penalised(raw, stream.penalties) if stream.penalties.active else raw
-        if sampling.temperature < GREEDY_BELOW:
+        if stream.sampling.temperature < GREEDY_BELOW:
             return best if logits is raw else int(logits.argmax())
-        probabilities = self._softmax(logits, sampling.temperature)
-        u = uniform(sampling.seed, stream.choice, stream.position)
-        if sampling.top_p >= 1.0 and not sampling.top_k and sampling.min_p <= 0.0:
-            return invert_all(probabilities, u)
-        ids = cut(probabilities, sampling)
-        return int(ids[invert(np.cumsum(probabilities[ids], dtype=np.float64), u)])
+        return _pick(self._softmax(logits, stream.sampling.temperature), stream)
 
     def _penalised(self, raw: Row, penalties: Penalties) -> Row:
         np.copyto(self._scratch, raw)
@@ -140,10 +136,24 @@ class Sampler:
         return self._scratch
 
 
+def _is_plain(stream: Stream) -> bool:
+    """Whether it samples from the raw distribution, but for the cuts."""
+    return stream.sampling.temperature == 1.0 and not stream.penalties.active
+
+
+def _pick(probabilities: Row, stream: Stream) -> int:
+    sampling = stream.sampling
+    u = uniform(sampling.seed, stream.choice, stream.position)
+    if sampling.top_p >= 1.0 and not sampling.top_k and sampling.min_p <= 0.0:
+        return invert_all(probabilities, u)
+    ids = cut(probabilities, sampling)
+    return int(ids[invert(probabilities[ids].cumsum(dtype=np.float64), u)])
+
+
 def _likeliest(raw: Row, count: int, log_sum: float) -> tuple[tuple[int, float], ...]:
     """The `count` likeliest tokens and their log probabilities, likeliest first, ties by token id."""
     if not count:
         return ()
     ids = upper_set(raw, count)
-    ids = ids[np.argsort(-raw[ids], kind="stable")[:count]]
+    ids = ids[(-raw[ids]).argsort(kind="stable")[:count]]
     return tuple(zip(ids.tolist(), (raw[ids].astype(np.float64) - log_sum).tolist(), strict=True))
