@@ -198,7 +198,7 @@ async def pages(top: Desk) -> None:
     await top.frame(2, requests=100)
     await top.press("pagedown")
     assert top.table.page == top.table.rows.index(top.table.selected)
-    assert top.selected in top.text
+    await top.shows(top.selected)
     await top.press("pageup")
     assert top.selected == top.table.rows[0].id
 

@@ -15,7 +15,7 @@ import aiomqtt
 import msgspec
 
 from llmos_top.feed import FIRST_DELAY_S, LAST_DELAY_S, Feed, backoff, decode, newest_stored
-from llmos_top.state import (
+from llmos_top.messages import (
     BrokerDown,
     BrokerUp,
     EventArrived,

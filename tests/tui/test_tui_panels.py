@@ -8,19 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmos_top import headline, panels
+from llmos_top import headline, panels, queueing
 from llmos_top.compact import compact
 from llmos_top.glyphs import ASCII, UNICODE, Glyphs
 from llmos_top.headline import Where
 from llmos_top.layout import Form, form_for, summary_lines
-from llmos_top.state import BrokerDown, BrokerUp, FrameArrived, Life, Liveness, State, StatusArrived, liveness, reduce
+from llmos_top.liveness import Life, Liveness, liveness
+from llmos_top.messages import BrokerDown, BrokerUp, FrameArrived, StatusArrived
+from llmos_top.state import State, reduce
 from llmos_top.text import plain, width_of
 from llmosd.wire import Amdahl, Frame, Gpu, Mm1, Queueing
 from tests.tui.frames import event, frame, status
 
 WHERE = Where("mqtt://127.0.0.1:1883", "/var/lib/llmos/llmos.db")
-PANELS = (panels.scheduler, panels.pool, panels.latency, panels.throughput, panels.utilisation, panels.queueing)
-INNER = {"scheduler": 32, "pool": 32, "latency": 44, "throughput": 56, "utilisation": 56, "queueing": 116}
+PANELS = (panels.scheduler, panels.pool, panels.latency, panels.throughput, panels.utilisation, queueing.panel)
+INNER = {"scheduler": 32, "pool": 32, "latency": 44, "throughput": 56, "utilisation": 56, "panel": 116}
 blank = Frame("node1", 1, 0.0)
 
 
@@ -56,7 +58,7 @@ def test_missing_figures_are_dashes_not_zeroes() -> None:
 
 
 def test_mm1_stands_beside_what_was_measured_with_its_error() -> None:
-    shown = text(panels.queueing, frame(1))
+    shown = text(queueing.panel, frame(1))
     assert "λ 1.30/s" in shown and "μ 1.90/s" in shown and "ρ 0.68" in shown
     measured, predicted, error = (line.split() for line in shown.splitlines()[1:4])
     assert measured[1:4] == ["5.46", "4.2s", "360ms"]
@@ -66,18 +68,18 @@ def test_mm1_stands_beside_what_was_measured_with_its_error() -> None:
 
 def test_an_unstable_queue_is_said_in_words() -> None:
     unstable = Queueing(lambda_per_s=3.0, mu_per_s=2.0, mm1=Mm1(rho=1.5, why="unstable: arrivals exceed service"))
-    shown = text(panels.queueing, replace(blank, queueing=unstable))
+    shown = text(queueing.panel, replace(blank, queueing=unstable))
     assert "unstable: arrivals exceed service" in shown and "1.50" in shown
     assert "%" not in shown
 
 
 def test_amdahl_says_not_measured_and_why() -> None:
     shown = replace(blank, queueing=Queueing(amdahl=Amdahl(why="not measured: one core")))
-    assert "Amdahl not measured: one core" in text(panels.queueing, shown)
+    assert "Amdahl not measured: one core" in text(queueing.panel, shown)
 
 
 def test_amdahl_shows_p_its_interval_and_the_spread() -> None:
-    shown = text(panels.queueing, frame(1))
+    shown = text(queueing.panel, frame(1))
     assert "1.70× on 2 cores" in shown and "p 0.82 (0.79 to 0.86)" in shown and "1: 33ms ±0.6ms" in shown
 
 

@@ -17,7 +17,7 @@ import pytest
 from llmos_top.app import LlmosTop
 from llmos_top.glyphs import UNICODE
 from llmos_top.headline import Where
-from llmos_top.state import BrokerDown, BrokerUp, EventArrived, FrameArrived, Message, StatusArrived
+from llmos_top.messages import BrokerDown, BrokerUp, EventArrived, FrameArrived, Message, StatusArrived
 from tests.tui.frames import AT, event, frame, status
 from tests.tui.screen_text import screen_text
 
@@ -94,7 +94,6 @@ async def test_screen(story: str, size: tuple[int, int]) -> None:
                 await pilot.pause(0.01)
         app.paint()
         await pilot.pause()
-        app.paint()  # the first may have changed the layout, and with it the widths
         await pilot.pause()
         painted = screen_text(app) + "\n"
     kept = KEPT / f"{story}-{size[0]}x{size[1]}.txt"

@@ -7,23 +7,18 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmos_top.state import (
-    EVENTS,
-    HISTORY,
+from llmos_top.liveness import Life, liveness
+from llmos_top.messages import (
     BrokerDown,
     BrokerUp,
     EventArrived,
     FrameArrived,
     FrameStored,
-    Life,
     Message,
-    Source,
-    State,
     StatusArrived,
     Unreadable,
-    liveness,
-    reduce,
 )
+from llmos_top.state import EVENTS, HISTORY, Source, State, reduce
 from tests.tui.frames import NODE, event, frame, status
 
 

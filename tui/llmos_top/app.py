@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import ClassVar, Protocol
 
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Container, Horizontal
 from textual.css.query import NoMatches
 from textual.widgets import Footer
 
-from llmos_top import compact, headline, panels
+from llmos_top import headline
 from llmos_top.glyphs import Glyphs
 from llmos_top.headline import Where
 from llmos_top.keys import KEYS
-from llmos_top.layout import Form, form_for, summary_lines
-from llmos_top.rows import SORTS, Order, arrange
-from llmos_top.state import Life, Liveness, Message, State, liveness, reduce
+from llmos_top.layout import Form, form_for
+from llmos_top.liveness import Life, Liveness, liveness
+from llmos_top.messages import Message
+from llmos_top.rows import SORTS, Order
+from llmos_top.state import State, reduce
 from llmos_top.text import Line, clean, line
 from llmos_top.widgets.dialogs import Confirm, Help
 from llmos_top.widgets.lines import Lines
+from llmos_top.widgets.overview import Overview
 from llmos_top.widgets.request_table import RequestTable
 from llmosd.application.client import DEFAULT_URL, AsyncClient
 from llmosd.errors import LlmosError
@@ -72,6 +75,7 @@ class LlmosTop(App[None]):
         self._held: State | None = None  # what stays on screen while paused
         self._painted: State | None = None
         self._painted_second = -1
+        self._shape: tuple[Form, bool] | None = None
         self._note: tuple[str, str, float] | None = None  # text, role, until
         self._nice: dict[str, tuple[int, float]] = {}  # asked for, and when: Frames show it a moment later
         self._acting = asyncio.Lock()  # actions happen in the order of their keys
@@ -79,23 +83,10 @@ class LlmosTop(App[None]):
     # ---------------------------------------------------------------- screen
 
     def compose(self) -> ComposeResult:
-        def lines(id: str, title: str = "") -> Lines:
-            return Lines(id=id, title=title, ascii=self._glyphs.ascii)
-
-        yield lines("header")
-        yield lines("banner")
-        with Container(id="panels"):
-            with Horizontal(id="top"):
-                yield lines("scheduler", "Scheduler")
-                yield lines("pool", "KV pool")
-                yield lines("latency", "Latency")
-            with Horizontal(id="middle"):
-                yield lines("throughput", "Throughput, tokens/s")
-                yield lines("utilisation", "Utilisation")
-            yield lines("queueing", "Queueing")
-        yield lines("compact")
-        yield RequestTable(self._glyphs, id="requests")
-        yield lines("events")
+        yield Lines(id="header", ascii=self._glyphs.ascii)
+        yield Lines(id="banner", ascii=self._glyphs.ascii)
+        yield Overview(self._glyphs)
+        yield Lines(id="events", ascii=self._glyphs.ascii)
         yield Footer(compact=True, show_command_palette=False)
 
     def on_mount(self) -> None:
@@ -115,65 +106,49 @@ class LlmosTop(App[None]):
 
     def look(self) -> None:
         """Paint what changed: everything after a message, else the clock and ages once a second."""
-        if self.state is not self._painted or int(self._wall()) != self._painted_second:
+        if self.state is not self._painted:
             self.paint()
+        elif int(self._wall()) != self._painted_second:
+            self._paint(self._paint_head)
 
     def paint(self) -> None:
-        """Bring the screen up to date."""
-        self._painted, self._painted_second = self.state, int(self._wall())
-        shown = self._held or self.state
-        live = liveness(self.state, self._clock())
-        try:
-            self._paint_frame(shown, live)
-        except NoMatches:  # a dialog is on top, or the screen is being built or torn down
-            return
+        """Bring the whole screen up to date."""
+        self._painted = self.state
+        self._paint(self._paint_head, self._paint_body)
 
-    def _paint_frame(self, shown: State, live: Liveness) -> None:
-        root = self.screen_stack[0]
-        width, height = self.size
-        form = form_for(width, height)
-        for each in Form:
-            root.set_class(each is form, each.value)
-        root.set_class(shown.frame is None, "blank")
+    def _paint(self, *parts: Callable[[State, Liveness], None]) -> None:
+        self._painted_second = int(self._wall())
+        with contextlib.suppress(NoMatches):  # the screen is being built or torn down
+            for part in parts:
+                part(self._held or self.state, liveness(self.state, self._clock()))
+
+    def _paint_head(self, shown: State, live: Liveness) -> None:
+        """What changes without a message: ages, the clock, how long until a retry, a note that ends."""
+        root, width = self.screen_stack[0], self.size.width
         root.set_class(live.life not in (Life.LIVE, Life.VIA_DB), "old")
-        self._lines("header").show(
-            [headline.header(self.state, live, self._wall(), width, self._glyphs, paused=self._held is not None)]
-        )
+        paused = self._held is not None
+        header = headline.header(self.state, live, self._wall(), width, self._glyphs, paused=paused)
+        self._lines("header").show([header])
         banner = headline.banner(self.state, live, self._where, width, self._glyphs)
         root.set_class(banner is not None, "warned")
         self._lines("banner").show([banner] if banner else [])
-        if shown.frame is not None:
-            if form is Form.FULL:
-                self._paint_panels(shown)
-            else:
-                summary = self._lines("compact")
-                summary.styles.height = count = summary_lines(form, height)
-                summary.show(compact.compact(shown, shown.frame, width, self._glyphs)[:count])
-        self._paint_table(shown, live)
         self._lines("events").show([self._events_line(shown, width)])
+        if shown.frame is None or not shown.frame.requests:
+            self._overview.show_table(shown, self.order, headline.advice(shown, live, self._where))
 
-    def _paint_panels(self, shown: State) -> None:
-        frame, glyphs = shown.frame, self._glyphs
-        assert frame is not None
-        for id, title, paint in (
-            ("scheduler", f"Scheduler {clean(frame.queue.policy)}", panels.scheduler),
-            ("pool", f"KV pool {frame.pages.total} pages × {frame.pages.page_tokens} tokens", panels.pool),
-            ("latency", f"Latency, last {frame.latency.window_s:.0f} s", panels.latency),
-            ("throughput", "Throughput, tokens/s", panels.throughput),
-            ("utilisation", "Utilisation", panels.utilisation),
-            ("queueing", _queueing_title(shown), panels.queueing),
-        ):
-            widget = self._lines(id)
-            widget.retitle(title)
-            widget.show(paint(shown, frame, widget.size.width, glyphs))
+    def _paint_body(self, shown: State, live: Liveness) -> None:
+        form, blank = form_for(*self.size), shown.frame is None
+        if self._shape != (form, blank):
+            self._reshape(form, blank)
+        self._overview.show(shown, form, self.order, headline.advice(shown, live, self._where))
 
-    def _paint_table(self, shown: State, live: Liveness) -> None:
-        rows = arrange(shown.frame.requests, self.order) if shown.frame else ()
-        table = self._table
-        table.show(rows, self.order, headline.advice(shown, live, self._where))
-        title = headline.table_title(shown.frame, self.order, self._glyphs)
-        if table.border_title != title:
-            table.border_title = title
+    def _reshape(self, form: Form, blank: bool) -> None:
+        """Let the stylesheet lay out another form, then paint again: widths are known only afterwards."""
+        root, self._shape = self.screen_stack[0], (form, blank)
+        for each in Form:
+            root.set_class(each is form, each.value)
+        root.set_class(blank, "blank")
+        self.call_after_refresh(self.paint)
 
     def _events_line(self, shown: State, width: int) -> Line:
         if self._note is not None and self._clock() < self._note[2]:
@@ -184,8 +159,12 @@ class LlmosTop(App[None]):
         return self.screen_stack[0].query_one(f"#{id}", Lines)
 
     @property
+    def _overview(self) -> Overview:
+        return self.screen_stack[0].query_one(Overview)
+
+    @property
     def _table(self) -> RequestTable:
-        return self.screen_stack[0].query_one("#requests", RequestTable)
+        return self._overview.table
 
     def note(self, text: str, role: str = "good") -> None:
         """Say something in the events line for some seconds."""
@@ -271,8 +250,3 @@ class LlmosTop(App[None]):
                 self.note(done)
 
         self.run_worker(run(), name="action", group="action")
-
-
-def _queueing_title(shown: State) -> str:
-    q = shown.frame.queueing if shown.frame else None
-    return "Queueing" if q is None else f"Queueing, last {q.window_s:.0f} s: {q.arrivals} arrived, {q.completions} left"

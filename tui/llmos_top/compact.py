@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from llmos_top.glyphs import Glyphs
 from llmos_top.numbers import count, gigabytes, milliseconds, percent, rate, seconds
-from llmos_top.panels import amdahl, level, per_minute, share_of
+from llmos_top.panels import level, per_minute, share_of
+from llmos_top.queueing import amdahl
 from llmos_top.state import State
 from llmos_top.text import Line, flow, line
 from llmosd.wire import Frame
@@ -33,8 +34,8 @@ def _queues(state: State, frame: Frame, glyphs: Glyphs) -> list[Line]:
     waiting = glyphs.spark(state.series(lambda f: f.queue.waiting), SPARK)
     return [
         line(("run ", "label"), f"{queue.running}/{queue.slots} ", (running, "graph")),
+        line(("kv ", "label"), f"{percent(share)} ", (glyphs.bar(share, SPARK), role), " ", (word, role)),
         line(("wait ", "label"), f"{count(queue.waiting)} ", (waiting, "graph")),
-        line(("kv ", "label"), f"{percent(share)} ", (glyphs.bar(share, 10), role), " ", (word, role)),
         line(("preempt ", "label"), f"{count(per_minute(state, lambda f: f.queue.preemptions_total))}/min"),
     ]
 

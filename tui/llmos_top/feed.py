@@ -13,8 +13,7 @@ from pathlib import Path
 import aiomqtt
 import msgspec
 
-from llmos_top.state import (
-    HISTORY,
+from llmos_top.messages import (
     BrokerDown,
     BrokerUp,
     EventArrived,
@@ -24,6 +23,7 @@ from llmos_top.state import (
     StatusArrived,
     Unreadable,
 )
+from llmos_top.state import HISTORY
 from llmosd.application import query
 from llmosd.application.endpoint import Endpoint
 from llmosd.application.topics import FRAME, STATUS, TOPICS

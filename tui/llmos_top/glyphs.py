@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmos_top.state import Life
+from llmos_top.liveness import Life
 from llmosd.types import State
 
 

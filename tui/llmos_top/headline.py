@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmos_top.glyphs import Glyphs
+from llmos_top.liveness import Life, Liveness
 from llmos_top.numbers import age, clock, seconds
-from llmos_top.rows import SORTS, Order
-from llmos_top.state import Broker, Life, Liveness, State
+from llmos_top.state import Broker, State
 from llmos_top.text import Line, clean, ends, fit, flow, line, width_of
 from llmosd.wire import VERSION, EventMessage, Frame
 
@@ -145,17 +145,3 @@ def _event(event: EventMessage) -> Line:
     letter, role = SEVERITY.get(event.severity, ("?", ""))
     about = f" {clean(event.request)}" if event.request else ""
     return line((f"{clock(event.at)} ", "label"), (f"{letter} ", role), f"{clean(event.text)}{about}"[:100])
-
-
-def table_title(frame: Frame | None, order: Order, glyphs: Glyphs) -> str:
-    """Counts, sorting and order of the table, in a form that cannot be markup."""
-    if frame is None:
-        return "Requests"
-    queue = frame.queue
-    arrow = glyphs.descending if SORTS[order.by].descending else glyphs.ascending
-    held = "frozen" if order.frozen is not None else "live"
-    more = f", {frame.requests_left_out} not listed" if frame.requests_left_out else ""
-    return (
-        f"Requests {len(frame.requests)} ({queue.running} run, {queue.waiting} wait{more})"
-        f"  sort {order.by.upper()} {arrow}  order {held}"
-    )

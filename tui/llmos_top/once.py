@@ -10,8 +10,10 @@ from llmos_top import compact, headline
 from llmos_top.feed import Feed
 from llmos_top.glyphs import Glyphs
 from llmos_top.headline import Where
+from llmos_top.liveness import liveness
+from llmos_top.messages import FrameArrived, Message
 from llmos_top.rows import Order, arrange, columns_for, header_line, row_line
-from llmos_top.state import Broker, FrameArrived, Message, Source, State, liveness, reduce
+from llmos_top.state import Broker, Source, State, reduce
 from llmos_top.text import Line, plain, to_ascii
 from llmosd.wire import RequestRow
 

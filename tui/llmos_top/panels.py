@@ -11,12 +11,9 @@ from llmos_top.numbers import (
     gigabytes,
     milliseconds,
     percent,
-    rate,
-    seconds,
-    signed_percent,
 )
 from llmos_top.state import State
-from llmos_top.text import Line, fit, flow, line
+from llmos_top.text import Line, clean, fit, flow, line
 from llmosd.wire import Frame, Percentiles
 
 HIGH, ALARM = 0.85, 0.97
@@ -41,6 +38,10 @@ def per_minute(state: State, total: Callable[[Frame], int]) -> float | None:
     return max(0, total(known[-1]) - total(known[0])) * 60 / (known[-1].at - known[0].at)
 
 
+def scheduler_title(frame: Frame) -> str:
+    return f"Scheduler {clean(frame.queue.policy)}"
+
+
 def scheduler(state: State, frame: Frame, width: int, glyphs: Glyphs) -> list[Line]:
     queue = frame.queue
 
@@ -63,6 +64,10 @@ def scheduler(state: State, frame: Frame, width: int, glyphs: Glyphs) -> list[Li
             width,
         ),
     ]
+
+
+def pool_title(frame: Frame) -> str:
+    return f"KV pool {frame.pages.total} pages × {frame.pages.page_tokens} tokens"
 
 
 def pool(state: State, frame: Frame, width: int, glyphs: Glyphs) -> list[Line]:
@@ -90,6 +95,10 @@ def pool(state: State, frame: Frame, width: int, glyphs: Glyphs) -> list[Line]:
             (glyphs.spark(state.series(lambda f: f.pages.used), width - 6, pages.total), "graph"),
         ),
     ]
+
+
+def latency_title(frame: Frame) -> str:
+    return f"Latency, last {frame.latency.window_s:.0f} s"
 
 
 def latency(state: State, frame: Frame, width: int, glyphs: Glyphs) -> list[Line]:
@@ -172,76 +181,3 @@ def _gpu_line(frame: Frame, bar: int, glyphs: Glyphs) -> Line:
     many = f"{len(gpus)} devices  " if len(gpus) > 1 else ""
     watts = f"  {power:.0f} W" if power else ""
     return _gauge("gpu", busy, bar, f"{many}{gigabytes(used)}/{gigabytes(total)}{watts}", glyphs)
-
-
-# ---------------------------------------------------------------- queueing
-
-
-def queueing(state: State, frame: Frame, width: int, glyphs: Glyphs) -> list[Line]:
-    """M/M/1 beside what was measured, its error beside both, and Amdahl's law for this host."""
-    q = frame.queueing
-    column = max(11, min(16, (width - 50) // 4))
-
-    def row(name: str, figures: tuple[str, ...], tail: str = "") -> Line:
-        cells = "".join(fit(figure, column, ">") for figure in figures)
-        return line((fit(name, 16), "label"), cells + tail)
-
-    measured = (rate(q.measured_l), seconds(q.measured_w_s), seconds(q.measured_wq_s))
-    rows = [
-        line(
-            (fit("", 16) + "".join(fit(t, column, ">") for t in ("L requests", "W response", "Wq wait")), "label"),
-            ("   λ ", "label"),
-            f"{rate(q.lambda_per_s)}/s",
-            ("  μ ", "label"),
-            f"{rate(q.mu_per_s)}/s",
-        ),
-        (*row("measured", measured), *line(("   L/λW ", "label"), rate(q.little))),
-    ]
-    return [*rows, *_mm1_lines(frame, row, glyphs), flow(amdahl(frame), width, gap=3)]
-
-
-def _mm1_lines(frame: Frame, row: Callable[..., Line], glyphs: Glyphs) -> list[Line]:
-    q, model = frame.queueing, frame.queueing.mm1
-    rho = (
-        line(("   ρ ", "label"), rate(model.rho), " ", *_rho_bar(model.rho, glyphs))
-        if model.rho is not None
-        else line(("   ρ ", "label"), NONE)
-    )
-    if model.why:
-        return [line((fit("M/M/1", 16), "label"), (fit(model.why, 48), "warn"), *rho), row("", ())]
-    errors = (
-        signed_percent(_error(model.l, q.measured_l)),
-        signed_percent(_error(model.w_s, q.measured_w_s)),
-        signed_percent(_error(model.wq_s, q.measured_wq_s)),
-    )
-    predicted = (rate(model.l), seconds(model.w_s), seconds(model.wq_s))
-    return [(*row("M/M/1 predicts", predicted), *rho), row("  its error", errors)]
-
-
-def _rho_bar(rho: float, glyphs: Glyphs) -> Line:
-    role = "bad" if rho >= ALARM else "warn" if rho >= HIGH else "good"
-    word = f"{glyphs.alarm} unstable" if rho >= 1 else f"{glyphs.high} high" if rho >= HIGH else "ok"
-    return line((glyphs.bar(rho, 10), role), " ", (word, role))
-
-
-def _error(predicted: float | None, measured: float | None) -> float | None:
-    """Relative to what was measured; None where either is missing or nothing was there to measure."""
-    if predicted is None or measured is None or measured <= 0:
-        return None
-    return predicted / measured - 1
-
-
-def amdahl(frame: Frame) -> list[Line]:
-    """Speed-up at the host's cores from timed steps, with p's interval and the spread of the timings, in chunks."""
-    law = frame.queueing.amdahl
-    name = ("Amdahl ", "label")
-    if law.p is None or law.speedup is None:
-        return [line(name, (law.why or "not measured", "dim"))]
-    interval = "" if law.p_low is None or law.p_high is None else f" ({law.p_low:.2f} to {law.p_high:.2f})"
-    steps = zip(law.threads, law.step_ms, law.spread_ms, strict=False)
-    timings = ", ".join(f"{n}: {milliseconds(t)} ±{milliseconds(s / 2)}" for n, t, s in steps)
-    return [
-        line(name, (f"{law.speedup:.2f}×", "value"), f" on {law.cores} cores"),
-        line(("p ", "label"), f"{law.p:.2f}{interval}"),
-        line(("step by threads ", "label"), timings),
-    ]

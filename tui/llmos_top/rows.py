@@ -10,7 +10,7 @@ from llmos_top.glyphs import LETTERS, Glyphs
 from llmos_top.numbers import NONE, count, rate, seconds
 from llmos_top.text import Line, clean, fit, fit_tail
 from llmosd.types import State
-from llmosd.wire import RequestRow
+from llmosd.wire import Frame, RequestRow
 
 Cell = Callable[[RequestRow, Glyphs], str]
 
@@ -164,3 +164,17 @@ def arrange(rows: Sequence[RequestRow], order: Order) -> tuple[RequestRow, ...]:
         places = {id: place for place, id in enumerate(order.frozen)}
         arranged.sort(key=lambda r: places.get(r.id, len(places)))
     return tuple(arranged)
+
+
+def table_title(frame: Frame | None, order: Order, glyphs: Glyphs) -> str:
+    """Counts, sorting and order of the table, in a form that cannot be markup."""
+    if frame is None:
+        return "Requests"
+    queue = frame.queue
+    arrow = glyphs.descending if SORTS[order.by].descending else glyphs.ascending
+    held = "frozen" if order.frozen is not None else "live"
+    more = f", {frame.requests_left_out} not listed" if frame.requests_left_out else ""
+    return (
+        f"Requests {len(frame.requests)} ({queue.running} run, {queue.waiting} wait{more})"
+        f"  sort {order.by.upper()} {arrow}  order {held}"
+    )

@@ -10,70 +10,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from llmos_top.messages import (
+    BrokerDown,
+    BrokerUp,
+    EventArrived,
+    FrameArrived,
+    FrameStored,
+    Message,
+    StatusArrived,
+    Unreadable,
+)
 from llmosd.wire import EventMessage, Frame, Status
 
 TICK_S = 1.0  # Frames come at 1 Hz
-FRESH_S = 2 * TICK_S
-SILENT_S = 10 * TICK_S
 HISTORY = 120
 EVENTS = 50
-
-
-# ---------------------------------------------------------------- what arrives
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerUp:
-    """Connected and subscribed."""
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerDown:
-    """Connecting failed or the connection broke; the next attempt is `retry_in_s` away."""
-
-    reason: str
-    retry_in_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class FrameArrived:
-    """From the broker; `raw` is the message as received, `retained` says that it was sent before we subscribed."""
-
-    frame: Frame
-    raw: bytes
-    retained: bool
-
-
-@dataclass(frozen=True, slots=True)
-class FrameStored:
-    """The newest one in the database, read while the broker is away."""
-
-    frame: Frame
-    raw: bytes
-    age_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class StatusArrived:
-    status: Status
-
-
-@dataclass(frozen=True, slots=True)
-class EventArrived:
-    event: EventMessage
-
-
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """A message on a known topic that does not decode; `why` is safe to show."""
-
-    why: str
-
-
-Message = BrokerUp | BrokerDown | FrameArrived | FrameStored | StatusArrived | EventArrived | Unreadable
-
-
-# ---------------------------------------------------------------- what is known
 
 
 class Broker(StrEnum):
@@ -193,66 +144,3 @@ def _extend(history: tuple[Frame | None, ...], frame: Frame) -> tuple[Frame | No
     missed = 0 if last is None else round((frame.at - last.at) / TICK_S) - 1
     gap = (None,) * min(max(missed, 0), HISTORY)
     return (*history, *gap, replace(frame, requests=()))[-HISTORY:]
-
-
-# ---------------------------------------------------------------- what it means
-
-
-class Life(StrEnum):
-    CONNECTING = "connecting"
-    LIVE = "live"
-    STALE = "stale"
-    DAEMON_DOWN = "daemon down"
-    BROKER_DOWN = "broker down"
-    VIA_DB = "via db"
-
-
-@dataclass(frozen=True, slots=True)
-class Liveness:
-    """`age_s` of the shown Frame where known; `retry_in_s` until the next attempt to connect, if one is due."""
-
-    life: Life
-    age_s: float | None = None
-    retry_in_s: float | None = None
-
-    @property
-    def actionable(self) -> bool:
-        """Whether the rows on screen are near enough to the present to act on."""
-        return self.life in (Life.LIVE, Life.STALE, Life.VIA_DB)
-
-
-def liveness(state: State, now: float) -> Liveness:
-    """Two signals, the retained status with its last will and the Frame's age, and the state of the connection."""
-    age = None if state.frame_at is None else max(0.0, now - state.frame_at)
-    if state.broker is Broker.DOWN:
-        return Liveness(_without_broker(state, age), age, max(0.0, state.retry_at - now))
-    if state.broker is Broker.CONNECTING:
-        return Liveness(Life.CONNECTING, age)
-    if _said_offline(state):
-        return Liveness(Life.DAEMON_DOWN, age)
-    if age is not None and age < FRESH_S:
-        return Liveness(Life.LIVE, age)
-    connected = now - state.broker_since
-    return Liveness(_without_frames(state, quiet=connected if age is None else min(age, connected)), age)
-
-
-def _without_broker(state: State, age: float | None) -> Life:
-    if state.source is Source.DATABASE and age is not None and age < SILENT_S:
-        return Life.VIA_DB
-    return Life.DAEMON_DOWN if _said_offline(state) else Life.BROKER_DOWN
-
-
-def _without_frames(state: State, quiet: float) -> Life:
-    """Connected, but no fresh Frame for `quiet` seconds of being connected."""
-    if quiet < FRESH_S:
-        return Life.CONNECTING
-    if quiet >= SILENT_S or (state.frame is None and state.status is None):
-        return Life.DAEMON_DOWN
-    return Life.STALE if state.frame is not None else Life.CONNECTING
-
-
-def _said_offline(state: State) -> bool:
-    """The last word was an offline status. A fresh Frame after it (a late last will) outweighs it."""
-    if state.status is None or state.status.state != "offline":
-        return False
-    return state.frame_at is None or state.status_at >= state.frame_at

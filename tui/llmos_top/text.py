@@ -78,17 +78,18 @@ def crop(spans: Line, width: int) -> Line:
 
 
 def flow(chunks: Iterable[Line], width: int, gap: int = 2) -> Line:
-    """As many of `chunks` as fit, in order, `gap` cells apart: what does not fit is left out whole."""
+    """As many of `chunks` as fit whole, in order, `gap` cells apart; only the first is ever cut."""
     out: list[Span] = []
     used = 0
     for chunk in chunks:
-        lead = gap if out else 0
-        if used + lead + width_of(chunk) > width:
+        if not out:
+            out.extend(chunk if width_of(chunk) <= width else crop(chunk, width))
+            used = width_of(out)
             continue
-        if lead:
-            out.append((" " * lead, ""))
-        out.extend(chunk)
-        used += lead + width_of(chunk)
+        used += gap + width_of(chunk)
+        if used > width:
+            break
+        out.extend(((" " * gap, ""), *chunk))
     return tuple(out)
 
 

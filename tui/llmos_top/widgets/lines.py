@@ -16,23 +16,44 @@ from llmos_top.text import Line, crop, to_ascii
 ROLES = ("label", "value", "good", "warn", "bad", "dim", "accent", "graph", "title")
 
 
-def to_strip(spans: Line, width: int, styles: dict[str, Style], *, ascii: bool) -> Strip:
-    """One terminal line of exactly `width` cells."""
-    if ascii:
-        spans = tuple((to_ascii(text), role) for text, role in spans)
-    cut = crop(spans, width)
-    return Strip([Segment(text, styles.get(role) or styles[""]) for text, role in cut], width)
-
-
-class Lines(Widget):
-    """Shows the Lines it was last given; a role's colour is the component style `lines--<role>`."""
+class Palette(Widget):
+    """A widget that knows its theme's style of each role; computed once, as Textual does it anew for each call."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {f"lines--{role}" for role in ROLES}
+    _palette: dict[str, Style] | None = None
+    ascii = False  # paint nothing outside ASCII
 
-    def __init__(self, *, id: str, title: str = "", ascii: bool = False) -> None:
+    @property
+    def palette(self) -> dict[str, Style]:
+        if self._palette is None:
+            self._palette = {role: self.get_component_rich_style(f"lines--{role}") for role in ROLES}
+            self._palette[""] = self.rich_style
+        return self._palette
+
+    def strip(self, spans: Line, style: Style | None = None) -> Strip:
+        """One terminal line, exactly as wide as the widget; `style` replaces those of the roles."""
+        if self.ascii:
+            spans = tuple((to_ascii(text), role) for text, role in spans)
+        cut, palette = crop(spans, self.size.width), self.palette
+        return Strip([Segment(text, style or palette.get(role, palette[""])) for text, role in cut], self.size.width)
+
+    def retitle(self, title: str) -> None:
+        """Change the border's title, only when it is another: that repaints the border."""
+        title = to_ascii(title) if self.ascii else title
+        if self.border_title != title:
+            self.border_title = title
+
+    def notify_style_update(self) -> None:
+        self._palette = None
+        super().notify_style_update()
+
+
+class Lines(Palette):
+    """Shows the Lines it was last given; a role's colour is the component style `lines--<role>`."""
+
+    def __init__(self, *, id: str, ascii: bool) -> None:
         super().__init__(id=id)
-        self.border_title = title or None
-        self._ascii = ascii
+        self.ascii = ascii
         self._lines: tuple[Line, ...] = ()
 
     def show(self, lines: Sequence[Line]) -> None:
@@ -42,19 +63,6 @@ class Lines(Widget):
             if old[y : y + 1] != self._lines[y : y + 1]:
                 self.refresh(Region(0, y, self.size.width, 1))
 
-    def retitle(self, title: str) -> None:
-        """Change the border's title, only when it is another: that repaints the border."""
-        title = to_ascii(title) if self._ascii else title
-        if self.border_title != title:
-            self.border_title = title
-
     def render_line(self, y: int) -> Strip:
         spans = self._lines[y] if y < len(self._lines) else ()
-        return to_strip(spans, self.size.width, role_styles(self), ascii=self._ascii)
-
-
-def role_styles(widget: Widget) -> dict[str, Style]:
-    """The theme's style of each role inside `widget`; Textual caches them."""
-    styles = {role: widget.get_component_rich_style(f"lines--{role}") for role in ROLES}
-    styles[""] = widget.rich_style
-    return styles
+        return self.strip(spans)

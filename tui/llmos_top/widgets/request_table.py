@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from rich.style import Style
 from textual import events
 from textual.geometry import Size
 from textual.message import Message
@@ -14,15 +13,15 @@ from textual.strip import Strip
 
 from llmos_top.glyphs import Glyphs
 from llmos_top.rows import MARGIN, SORTS, Order, columns_for, header_line, row_line
-from llmos_top.text import Line, line
-from llmos_top.widgets.lines import ROLES, role_styles, to_strip
+from llmos_top.text import Line
+from llmos_top.widgets.lines import Palette
 from llmosd.wire import RequestRow
 
 
-class RequestTable(ScrollView, can_focus=False):
+class RequestTable(Palette, ScrollView, can_focus=False):
     """A header line, then one line a request, or other Lines where there is none."""
 
-    COMPONENT_CLASSES: ClassVar[set[str]] = {f"lines--{role}" for role in ROLES} | {"table--cursor"}
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"table--cursor"}
 
     class SortBy(Message):
         """A column's title was clicked."""
@@ -33,7 +32,7 @@ class RequestTable(ScrollView, can_focus=False):
 
     def __init__(self, glyphs: Glyphs, *, id: str) -> None:
         super().__init__(id=id)
-        self._glyphs = glyphs
+        self._glyphs, self.ascii = glyphs, glyphs.ascii
         self.rows: tuple[RequestRow, ...] = ()
         self._order = Order()
         self._instead: tuple[Line, ...] = ()
@@ -67,7 +66,7 @@ class RequestTable(ScrollView, can_focus=False):
         top = round(self.scroll_y)
         wanted = min(max(top, self._cursor - self.page + 1), self._cursor)
         if wanted != top:
-            self.scroll_to(y=wanted, animate=False)
+            self.scroll_to(y=wanted, animate=False, immediate=True)
         self.refresh()
 
     def _follow_selection(self) -> None:
@@ -77,22 +76,17 @@ class RequestTable(ScrollView, can_focus=False):
         self._selected_id = self.rows[self._cursor].id if self.rows else None
 
     def render_line(self, y: int) -> Strip:
-        styles = role_styles(self)
         if not self.rows:
-            return self._strip(self._instead[y] if y < len(self._instead) else (), styles)
+            return self.strip(self._instead[y] if y < len(self._instead) else ())
         columns = columns_for(self.scrollable_content_region.width, self.rows)
         if y == 0:
-            return self._strip(header_line(columns, self._order, self._glyphs), styles)
+            return self.strip(header_line(columns, self._order, self._glyphs))
         index = y - 1 + round(self.scroll_y)
         if index >= len(self.rows):
-            return self._strip((), styles)
+            return self.strip(())
         selected = index == self._cursor
-        if selected:
-            styles = dict.fromkeys(styles, self.get_component_rich_style("table--cursor"))
-        return self._strip(row_line(self.rows[index], columns, self._glyphs, selected=selected), styles)
-
-    def _strip(self, spans: Line, styles: dict[str, Style]) -> Strip:
-        return to_strip(line(*spans), self.size.width, styles, ascii=self._glyphs.ascii)
+        style = self.get_component_rich_style("table--cursor") if selected else None
+        return self.strip(row_line(self.rows[index], columns, self._glyphs, selected=selected), style)
 
     def on_resize(self) -> None:
         self.move(0)
