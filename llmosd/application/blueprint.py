@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from llmosd.config import Config
 from llmosd.errors import ConfigError
 from llmosd.hardware import memory, processors
-from llmosd.runtime import importer
+from llmosd.prediction.formulas import amdahl, fit_amdahl
+from llmosd.runtime import importer, scaling
 from llmosd.runtime.executor import OnnxExecutor
 from llmosd.runtime.fetch import Progress
 from llmosd.runtime.geometry import Geometry
@@ -16,6 +17,7 @@ from llmosd.runtime.paged_model import Backend, KvFormat, PagedModel, choose_bac
 from llmosd.system.executor import Executor
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import POLICIES
+from llmosd.wire import Amdahl
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class Blueprint:
     kv_format: KvFormat
     threads: int
     limits: Limits
+    amdahl: Amdahl
 
     def __call__(self) -> tuple[Kernel, Executor]:
         config, limits = self.config, self.limits
@@ -52,13 +55,31 @@ class Blueprint:
 
 
 def draw(config: Config, progress: Progress) -> Blueprint:
-    """Blocking: builds the model's graph if this backend has none yet. Raises ConfigError, ModelError."""
+    """Blocking: builds the graph and times the threads where that is still to do. Raises ConfigError, ModelError."""
     model = find(config.home, config.model)
     backend, why = choose_backend(config.backend, config.strict)
     importer.ensure_graph(model, backend, config.strict, progress)
     kv_format: KvFormat = "float32" if config.strict else "float16"
     limits = _limits(config, model.geometry, kv_format)
-    return Blueprint(config, model, backend, why, kv_format, config.threads or processors.usable_cores(), limits)
+    cores = processors.usable_cores()
+    speed_up = measured_amdahl(model, backend, cores, progress)
+    return Blueprint(config, model, backend, why, kv_format, config.threads or cores, limits, speed_up)
+
+
+def measured_amdahl(model: InstalledModel, backend: Backend, cores: int, progress: Progress) -> Amdahl:
+    """What Amdahl's law makes of this model's step times on this machine, measured once and kept beside the graph."""
+    fit = fit_amdahl(scaling.ensure(model, backend, cores, progress).samples)
+    return Amdahl(
+        threads=fit.threads,
+        step_ms=tuple(1e3 * median for median in fit.medians),
+        spread_ms=tuple(1e3 * spread for spread in fit.spreads),
+        p=fit.p,
+        p_low=fit.p_low,
+        p_high=fit.p_high,
+        speedup=None if fit.p is None else amdahl(fit.p, cores),
+        cores=cores,
+        why=fit.why,
+    )
 
 
 def _limits(config: Config, geometry: Geometry, kv_format: KvFormat) -> Limits:

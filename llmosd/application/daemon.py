@@ -119,7 +119,7 @@ class Daemon:
         )
         self._service.subscribe(self._metrics.observe)
         self._server = HttpServer(self._app(plan))
-        self._offer_metrics(store)
+        offer_metrics(self._metrics, self._lag, self._bus, store)
         await asyncio.to_thread(self._engine.start)
         log.info("%s on %s: %s; %s", config.model, plan.backend, plan.why, plan.limits)
 
@@ -143,20 +143,8 @@ class Daemon:
             backend=plan.backend,
             threads=plan.threads,
             bytes_per_page=plan.bytes_per_page,
+            amdahl=plan.amdahl,
         )
-
-    def _offer_metrics(self, store: Store) -> None:
-        """What others keep, read at every scrape."""
-        bus, metrics = self._bus, self._metrics
-
-        def lag_s() -> float | None:
-            lag = self._lag.p99_ms()
-            return None if lag is None else lag / 1e3
-
-        metrics.gauge("llmos_loop_lag_p99_seconds", "How late the event loop runs what is due, 60 s", lag_s)
-        metrics.gauge("llmos_broker_connected", "1 while telemetry reaches the broker", lambda: bus.connected)
-        metrics.counter("llmos_telemetry_gaps", "Frames and events that missed the broker", lambda: bus.gaps)
-        metrics.counter("llmos_rows_lost", "Rows that could not be stored", lambda: store.lost)
 
     # ------------------------------------------------------------ serving and ending
 
@@ -212,6 +200,19 @@ class Daemon:
         if self._engine.failure:
             self._events.note("error", "engine.died", self._engine.failure)
             raise LlmosError(self._engine.failure)
+
+
+def offer_metrics(metrics: Metrics, lag: LoopLag, bus: Bus, store: Store) -> None:
+    """What others keep, read at every scrape."""
+
+    def lag_s() -> float | None:
+        p99 = lag.p99_ms()
+        return None if p99 is None else p99 / 1e3
+
+    metrics.gauge("llmos_loop_lag_p99_seconds", "How late the event loop runs what is due, over 60 s", lag_s)
+    metrics.gauge("llmos_broker_connected", "1 while telemetry reaches the broker", lambda: bus.connected)
+    metrics.counter("llmos_telemetry_gaps", "Frames and events that missed the broker", lambda: bus.gaps)
+    metrics.counter("llmos_rows_lost", "Rows that could not be stored", lambda: store.lost)
 
 
 async def _set(event: asyncio.Event) -> None:

@@ -35,13 +35,15 @@ def add(commands: Any) -> None:
 
 
 def _pull(args: argparse.Namespace) -> int:
-    from llmosd.runtime import catalogue, importer
+    from llmosd.hardware import processors
+    from llmosd.runtime import catalogue, importer, scaling
     from llmosd.runtime.paged_model import choose_backend
 
     settings = options.load(args)
     backend, _ = choose_backend(settings.backend, strict=False)
     with Bars() as progress:
         model = importer.pull(catalogue.manifest(args.model), settings.home, backend, progress)
+        scaling.ensure(model, backend, processors.usable_cores(), progress)
     print(f"{model.id} is installed in {model.path}")
     return 0
 
