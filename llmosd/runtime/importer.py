@@ -28,8 +28,6 @@ from llmosd.runtime.verify import verify_graph
 
 GRAPH_FORMAT = f"1.{PACKING}"  # of the builders, and of the native operators' weights: other graphs are built anew
 
-VARIANTS: tuple[tuple[Backend, bool], ...] = (("native", False), ("native", True), ("gather", False), ("gather", True))
-
 
 class GraphStamp(msgspec.Struct, frozen=True):
     """graph.json: what built a graph, and the SHA-256 of its files."""
@@ -74,19 +72,12 @@ def ensure_graph(model: InstalledModel, backend: Backend, strict: bool, progress
     return graph
 
 
-def check(model: InstalledModel) -> dict[str, float]:
-    """By built graph, how far below the best its worst token of the golden continuation lies (logits).
-
-    Raises ModelError where a file is damaged or a graph does not reproduce the model.
-    """
-    _check_files(model.path, model.record.files)
-    gaps = {}
-    for backend, strict in VARIANTS:
-        if (graph := model.graph(variant_name(backend, strict))).is_file():
-            _check_files(graph.parent, _stamp(graph.parent).files)
-            golden = manifest(model.id).golden
-            gaps[graph.parent.name] = verify_graph(graph, model.geometry, golden, backend=backend, strict=strict)
-    return gaps
+def read_stamp(directory: Path) -> GraphStamp:
+    """Raises ModelError where a graph's directory has none that can be read."""
+    try:
+        return msgspec.json.decode((directory / "graph.json").read_bytes(), type=GraphStamp)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ModelError(f"the graph in {directory} is damaged: {error}") from error
 
 
 def remove(home: Path, model_id: str) -> None:
@@ -151,23 +142,9 @@ def _build_graph(
 
 def _is_current(directory: Path) -> bool:
     try:
-        return _stamp(directory).format == GRAPH_FORMAT
+        return read_stamp(directory).format == GRAPH_FORMAT
     except ModelError:
         return False
-
-
-def _stamp(directory: Path) -> GraphStamp:
-    try:
-        return msgspec.json.decode((directory / "graph.json").read_bytes(), type=GraphStamp)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise ModelError(f"the graph in {directory} is damaged: {error}") from error
-
-
-def _check_files(directory: Path, files: dict[str, str]) -> None:
-    for name, digest in files.items():
-        path = directory / name
-        if not path.is_file() or sha256(path) != digest:
-            raise ModelError(f"{path} is missing or damaged: remove the model and pull it again")
 
 
 def _write_json(path: Path, value: msgspec.Struct) -> None:

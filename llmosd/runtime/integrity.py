@@ -1,15 +1,34 @@
-"""Are the files of an installed model the ones that were imported?"""
+"""Is an installed model still what was imported, and does it still answer as its reference does?"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
-
-from llmosd.runtime.importer import GraphStamp
+from llmosd.errors import ModelError
+from llmosd.runtime.catalogue import manifest
+from llmosd.runtime.importer import read_stamp
 from llmosd.runtime.installed import InstalledModel
+from llmosd.runtime.paged_model import Backend, variant_name
 from llmosd.runtime.store import sha256
+from llmosd.runtime.verify import verify_graph
+
+VARIANTS: tuple[tuple[Backend, bool], ...] = (("native", False), ("native", True), ("gather", False), ("gather", True))
+
+
+def check(model: InstalledModel) -> dict[str, float]:
+    """By built graph, how far below the best its worst token of the golden continuation lies, in logits.
+
+    Raises ModelError where a file is damaged or a graph does not reproduce the model.
+    """
+    if names := damaged(model):
+        raise ModelError(f"damaged: {', '.join(names)}; run `llmosd models rm {model.id}`, then pull it again")
+    golden = manifest(model.id).golden
+    return {
+        variant_name(backend, strict): verify_graph(graph, model.geometry, golden, backend=backend, strict=strict)
+        for backend, strict in VARIANTS
+        if (graph := model.graph(variant_name(backend, strict))).is_file()
+    }
 
 
 def damaged(model: InstalledModel) -> list[str]:
@@ -22,8 +41,7 @@ def _recorded(model: InstalledModel) -> Iterator[tuple[Path, str]]:
         yield model.path / name, expected
     for variant in model.graphs:
         folder = model.graph(variant).parent
-        stamp = msgspec.json.decode((folder / "graph.json").read_bytes(), type=GraphStamp)
-        for name, expected in stamp.files.items():
+        for name, expected in read_stamp(folder).files.items():
             yield folder / name, expected
 
 

