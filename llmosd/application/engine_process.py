@@ -17,7 +17,7 @@ from llmosd.application.engine import Build, ThreadEngine
 from llmosd.application.engine_ledger import Ledger
 from llmosd.application.engine_loop import STOPPED, Stop
 from llmosd.application.engine_messages import Batch, Command
-from llmosd.errors import QueueFull
+from llmosd.errors import QueueFull, Unavailable
 from llmosd.system.executor import Executor
 from llmosd.system.kernel import Kernel
 from llmosd.types import KernelStats
@@ -49,7 +49,10 @@ class ProcessEngine:
     def start(self) -> None:
         self._child.start()
         self._far_end.close()  # else the pipe would stay open when the child is gone
-        first = self._pipe.recv()
+        try:
+            first = self._pipe.recv()
+        except EOFError:
+            raise Unavailable(f"the engine's process died while it was starting ({self._ended()})") from None
         if isinstance(first, BaseException):
             raise first
         self._ledger.open(first)
@@ -80,13 +83,14 @@ class ProcessEngine:
                 self._ledger.pass_on(message)
             self.failure = message
         except (EOFError, OSError):
-            self.failure = f"the engine's process died (exit code {self._exit_code()}); the daemon has to be restarted"
+            self.failure = f"the engine's process died ({self._ended()}); the daemon has to be restarted"
         self._outbox.put(None)
         self._ledger.close(self.failure or STOPPED, time.monotonic_ns())
-
-    def _exit_code(self) -> int | None:
         self._child.join()
-        return self._child.exitcode
+
+    def _ended(self) -> str:
+        self._child.join()
+        return f"exit code {self._child.exitcode}"
 
 
 def _child_main(pipe: Connection, build: Build) -> None:

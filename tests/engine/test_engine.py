@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
 import time
 from collections import Counter
@@ -156,6 +157,15 @@ def test_a_child_that_is_killed_leaves_nobody_waiting(listener: Listener) -> Non
     engine.post(inspect := Inspect(next(TICKETS)))
     error = listener.reply(inspect)
     assert isinstance(error, Unavailable) and "exit code -9" in error.message
+
+
+def test_a_child_that_dies_while_starting_is_reported_by_start(listener: Listener) -> None:
+    with pytest.raises(Unavailable, match="exit code 7"):
+        ProcessEngine(build_death, listener).start()
+
+
+def build_death() -> tuple[Kernel, Executor]:
+    os._exit(7)
 
 
 def test_a_full_queue_says_so_across_the_pipe(listener: Listener) -> None:
