@@ -51,7 +51,7 @@ class Config:
     port: int = _option(11500, "port of the HTTP API; 0 takes any free one", range_=PORT)
     mqtt: str | None = _option(None, "URL of a broker to use; without it the daemon starts its own on loopback")
     mqtt_port: int = _option(1883, "port of the broker the daemon starts; 0 takes any free one", range_=PORT)
-    node: str = _option(default_node, "name of this machine in topics: llmos/<node>/…")
+    node: str = _option(default_node, "name of this machine in MQTT topics")
     model: str = _option("smollm2-135m-instruct", "model to serve")
     backend: str = _option("auto", "native operators or pure ONNX gather", choices=("auto", "native", "gather"))
     strict: bool = _option(False, "float32 everywhere; the same tokens whatever the batch, chunk or preemption")
@@ -64,7 +64,7 @@ class Config:
     context: int = _option(0, "tokens a sequence may have; 0 is what the model was trained for", range_=COUNT)
     policy: str = _option("fcfs", "order of the queue", choices=("fcfs", "priority"))
     queue_limit: int = _option(1024, "requests that may wait", range_=POSITIVE)
-    log_prompts: bool = _option(False, "store and log prompts and outputs")
+    log_prompts: bool = _option(False, "show and store the beginning of each prompt")
     log_level: str = _option("info", "least severe log line", choices=("debug", "info", "warning", "error"))
     sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
