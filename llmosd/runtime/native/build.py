@@ -63,7 +63,7 @@ def instruction_sets() -> dict[str, list[str]]:
     if machine in ("x86_64", "amd64"):
         return {"avx2": ["-mavx2", "-mfma", "-mf16c"], "portable": []}
     if machine in ("aarch64", "arm64"):
-        return {"neon": [], "portable": ["-DLLMOS_PORTABLE"]}
+        return {"neon_dot": ["-march=armv8.2-a+dotprod"], "neon": [], "portable": ["-DLLMOS_PORTABLE"]}
     return {"portable": []}
 
 

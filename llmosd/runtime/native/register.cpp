@@ -1,6 +1,11 @@
 // The library's C border: registration with a session, the choice of instruction set, and facts about the build.
 #include <cstdio>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #include "kernels/kernels.h"
 #include "operator.h"
 
@@ -13,6 +18,9 @@ namespace avx2 {
 extern const Kernels table;
 }
 #elif defined(__aarch64__)
+namespace neon_dot {
+extern const Kernels table;
+}
 namespace neon {
 extern const Kernels table;
 }
@@ -30,8 +38,10 @@ const Kernels& choose() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return avx2::table;
+#elif defined(__APPLE__) && defined(__aarch64__)
+  return neon_dot::table;  // every such processor has the extension
 #elif defined(__aarch64__)
-  return neon::table;
+  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? neon_dot::table : neon::table;
 #endif
   return portable::table;
 }

@@ -155,18 +155,19 @@ class Attention {
     }
     pages = task_.pages + begin / call_.page_tokens;
     for (int at = 0; at < keys; at += call_.page_tokens, ++pages) {
-      const bool more = begin + at + call_.page_tokens < length_;
+      const T* next = begin + at + kKeyTile < length_ ? key_page(pages[kKeyTile / call_.page_tokens]) : nullptr;
       multiply<true>(rows, {work_.scores + at, kKeyTile}, value_page(*pages), size_, to + first * stride_ + 2, stride_,
-                     smaller(call_.page_tokens, keys - at), size_, key_page(more ? pages[1] : *pages));
+                     smaller(call_.page_tokens, keys - at), size_, next);
     }
   }
 
   template <bool kAccumulate>
   void multiply(int rows, Matrix a, const T* b, int b_stride, float* c, int c_stride, int depth, int columns, const T* ahead) {
+    if (rows >= kConvertRows) ahead = nullptr;  // the next page is far off then, and the hardware sees the pattern
     if (sizeof(T) == sizeof(float) || rows < kConvertRows)
       return gemm<kAccumulate>(rows, a, b, b_stride, c, c_stride, depth, columns, ahead);
     for (int i = 0; i < depth * b_stride; i += 8) store(work_.page + i, load(b + i));
-    gemm<kAccumulate>(rows, a, work_.page, b_stride, c, c_stride, depth, columns, work_.page);
+    gemm<kAccumulate, float>(rows, a, work_.page, b_stride, c, c_stride, depth, columns, nullptr);
   }
 
   const T* key_page(int32_t page) const { return page_of<const T>(call_.keys, page, task_.kv_head, call_); }

@@ -9,6 +9,13 @@
 namespace llmos {
 namespace LLMOS_ISA {
 
+constexpr int kCacheLine = 64;
+
+template <class T>
+inline T* offset(T* pointer, int64_t by) {
+  return pointer ? pointer + by : nullptr;
+}
+
 struct Matrix {
   const float* at;
   int64_t stride;
@@ -34,7 +41,7 @@ inline void step(F8 (&sums)[R][C], const float* a, int64_t a_stride, const T* b)
   }
 }
 
-// R rows × C vectors of 8 columns. `ahead` is prefetched at B's own pace: the memory that will be needed after B.
+// R rows × C vectors of 8 columns. `ahead`, if any, is prefetched at B's own pace: the memory that is needed after B.
 template <int R, int C, bool kAccumulate, class T>
 inline void tile(Matrix a, const T* b, int64_t b_stride, float* c, int64_t c_stride, int depth, const T* ahead) {
   F8 sums[R][C];
@@ -43,7 +50,8 @@ inline void tile(Matrix a, const T* b, int64_t b_stride, float* c, int64_t c_str
 #pragma GCC unroll 8
     for (int j = 0; j < C; ++j) sums[r][j] = kAccumulate ? load(c + r * c_stride + 8 * j) : zero();
   for (int k = 0; k < depth; ++k) {
-    if (R <= 3) prefetch(ahead + k * b_stride);
+    if (ahead)
+      for (int j = 0; j < 8 * C; j += kCacheLine / int(sizeof(T))) prefetch(ahead + k * b_stride + j);
     step(sums, a.at + k, a.stride, b + k * b_stride);
   }
 #pragma GCC unroll 8
@@ -73,16 +81,17 @@ inline void gemm(int rows, Matrix a, const T* b, int64_t b_stride, float* c, int
   if (rows <= 3) {
     for (; n + 32 <= columns; n += 32) {
       switch (rows) {
-        case 1: tile<1, 4, kAccumulate>(a, b + n, b_stride, c + n, c_stride, depth, ahead + n); break;
-        case 2: tile<2, 4, kAccumulate>(a, b + n, b_stride, c + n, c_stride, depth, ahead + n); break;
-        default: tile<3, 4, kAccumulate>(a, b + n, b_stride, c + n, c_stride, depth, ahead + n);
+        case 1: tile<1, 4, kAccumulate>(a, b + n, b_stride, c + n, c_stride, depth, offset(ahead, n)); break;
+        case 2: tile<2, 4, kAccumulate>(a, b + n, b_stride, c + n, c_stride, depth, offset(ahead, n)); break;
+        default: tile<3, 4, kAccumulate>(a, b + n, b_stride, c + n, c_stride, depth, offset(ahead, n));
       }
     }
   }
   for (int r = 0; r < rows; r += 6) {
     const Matrix part{a.at + r * a.stride, a.stride};
     for (int m = n; m < columns; m += 16)
-      tile_rows<2, kAccumulate>(smaller(rows - r, 6), part, b + m, b_stride, c + r * c_stride + m, c_stride, depth, ahead + m);
+      tile_rows<2, kAccumulate>(smaller(rows - r, 6), part, b + m, b_stride, c + r * c_stride + m, c_stride, depth,
+                                offset(r ? nullptr : ahead, m));
   }
 }
 

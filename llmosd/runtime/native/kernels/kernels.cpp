@@ -19,11 +19,11 @@ void linear32(const float* weight, const float* x, int64_t rows, int64_t columns
       const int count = int(smaller<int64_t>(6, rows - r));
       float* target = y + r * columns + p * kPanel;
       if (width == kPanel) {
-        gemm<false>(count, {x + r * k, k}, panel, kPanel, target, columns, int(k), kPanel, panel);
+        gemm<false, float>(count, {x + r * k, k}, panel, kPanel, target, columns, int(k), kPanel, nullptr);
         continue;
       }
       float aside[6 * kPanel];
-      gemm<false>(count, {x + r * k, k}, panel, kPanel, aside, kPanel, int(k), kPanel, panel);
+      gemm<false, float>(count, {x + r * k, k}, panel, kPanel, aside, kPanel, int(k), kPanel, nullptr);
       for (int i = 0; i < count; ++i) std::memcpy(target + i * columns, aside + i * kPanel, width * sizeof(float));
     }
   }
