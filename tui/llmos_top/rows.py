@@ -172,9 +172,9 @@ def table_title(frame: Frame | None, order: Order, glyphs: Glyphs) -> str:
         return "Requests"
     queue = frame.queue
     arrow = glyphs.descending if SORTS[order.by].descending else glyphs.ascending
-    held = "frozen" if order.frozen is not None else "live"
+    held = "  order frozen" if order.frozen is not None else ""
     more = f", {frame.requests_left_out} not listed" if frame.requests_left_out else ""
     return (
         f"Requests {len(frame.requests)} ({queue.running} run, {queue.waiting} wait{more})"
-        f"  sort {order.by.upper()} {arrow}  order {held}"
+        f"  sort {order.by.upper()} {arrow}{held}"
     )

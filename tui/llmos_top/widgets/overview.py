@@ -49,8 +49,8 @@ class Overview(Container):
 
     def show_table(self, state: State, order: Order, instead: Sequence[Line]) -> None:
         frame = state.frame
-        self.table.show(arrange(frame.requests, order) if frame else (), order, instead)
-        self.table.retitle(table_title(frame, order, self._glyphs))
+        rows = arrange(frame.requests, order) if frame else ()
+        self.table.show(table_title(frame, order, self._glyphs), rows, order, instead)
 
     def _show_panels(self, state: State, frame: Frame) -> None:
         for id, title, paint in (

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from textual import events
-from textual.geometry import Size
 from textual.message import Message
-from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from llmos_top.glyphs import Glyphs
@@ -17,9 +15,11 @@ from llmos_top.text import Line
 from llmos_top.widgets.lines import Palette
 from llmosd.wire import RequestRow
 
+WHEEL = 3  # rows
 
-class RequestTable(Palette, ScrollView, can_focus=False):
-    """A header line, then one line a request, or other Lines where there is none."""
+
+class RequestTable(Palette):
+    """A header line, then one line a request, or other Lines where there is none. It scrolls by its selection alone."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {"table--cursor"}
 
@@ -36,6 +36,8 @@ class RequestTable(Palette, ScrollView, can_focus=False):
         self.rows: tuple[RequestRow, ...] = ()
         self._order = Order()
         self._instead: tuple[Line, ...] = ()
+        self._title = ""
+        self._top = 0  # the first row in sight
         self._cursor = 0  # where the selected id was last seen
         self._selected_id: str | None = None
 
@@ -49,39 +51,37 @@ class RequestTable(Palette, ScrollView, can_focus=False):
         """How many rows are in sight."""
         return max(1, self.size.height - 1)
 
-    def show(self, rows: Sequence[RequestRow], order: Order, instead: Sequence[Line]) -> None:
+    def show(self, title: str, rows: Sequence[RequestRow], order: Order, instead: Sequence[Line]) -> None:
         """Paint `rows`, already in order; without any, paint `instead`."""
-        known = (self.rows, self._order, self._instead)
-        self.rows, self._order, self._instead = tuple(rows), order, tuple(instead)
-        if known == (self.rows, self._order, self._instead):
-            return
-        self._follow_selection()
-        self.virtual_size = Size(self.size.width, len(self.rows) + 1)
-        self.refresh()
+        new = (tuple(rows), order, tuple(instead))
+        changed = new != (self.rows, self._order, self._instead)
+        self._title, (self.rows, self._order, self._instead) = title, new
+        places = {row.id: place for place, row in enumerate(self.rows)}
+        self._select(places.get(self._selected_id or "", self._cursor), repaint=changed)
 
     def move(self, rows: int) -> None:
-        """Move the cursor by `rows`, as far as there are any, and keep it in sight."""
-        self._cursor = max(0, min(len(self.rows) - 1, self._cursor + rows))
-        self._selected_id = self.rows[self._cursor].id if self.rows else None
-        top = round(self.scroll_y)
-        wanted = min(max(top, self._cursor - self.page + 1), self._cursor)
-        if wanted != top:
-            self.scroll_to(y=wanted, animate=False, immediate=True)
-        self.refresh()
+        """Move the cursor by `rows`, as far as there are any."""
+        self._select(self._cursor + rows)
 
-    def _follow_selection(self) -> None:
-        """To where the selected id is now; when it is gone, stay in place on the row that came there."""
-        places = {row.id: place for place, row in enumerate(self.rows)}
-        self._cursor = places.get(self._selected_id or "", min(self._cursor, max(0, len(self.rows) - 1)))
+    def _select(self, place: int, *, repaint: bool = True) -> None:
+        """Put the cursor on the row at `place`, or the nearest there is, and bring it into sight."""
+        self._cursor = max(0, min(len(self.rows) - 1, place))
         self._selected_id = self.rows[self._cursor].id if self.rows else None
+        top = min(self._top, max(0, len(self.rows) - self.page))
+        self._top = min(max(top, self._cursor - self.page + 1), self._cursor)
+        hidden = len(self.rows) > self.page
+        last = min(len(self.rows), self._top + self.page)
+        self.retitle(f"{self._title}  rows {self._top + 1} to {last}" if hidden else self._title)
+        if repaint:
+            self.refresh()
 
     def render_line(self, y: int) -> Strip:
         if not self.rows:
             return self.strip(self._instead[y] if y < len(self._instead) else ())
-        columns = columns_for(self.scrollable_content_region.width, self.rows)
+        columns = columns_for(self.size.width, self.rows)
         if y == 0:
             return self.strip(header_line(columns, self._order, self._glyphs))
-        index = y - 1 + round(self.scroll_y)
+        index = self._top + y - 1
         if index >= len(self.rows):
             return self.strip(())
         selected = index == self._cursor
@@ -89,20 +89,29 @@ class RequestTable(Palette, ScrollView, can_focus=False):
         return self.strip(row_line(self.rows[index], columns, self._glyphs, selected=selected), style)
 
     def on_resize(self) -> None:
-        self.move(0)
+        self._select(self._cursor)
+
+    def on_mouse_scroll_down(self) -> None:
+        self.move(WHEEL)
+
+    def on_mouse_scroll_up(self) -> None:
+        self.move(-WHEEL)
 
     def on_click(self, event: events.Click) -> None:
         """Select a row, or sort by the column whose title was hit."""
         spot = event.get_content_offset(self)
         if spot is None or not self.rows:
             return
-        if spot.y > 0:
-            self.move(spot.y - 1 + round(self.scroll_y) - self._cursor)
-            return
+        if spot.y == 0:
+            self._sort_by_title_at(spot.x)
+        elif self._top + spot.y <= len(self.rows):
+            self._select(self._top + spot.y - 1)
+
+    def _sort_by_title_at(self, x: int) -> None:
         edge = MARGIN
-        for column in columns_for(self.scrollable_content_region.width, self.rows):
+        for column in columns_for(self.size.width, self.rows):
             edge += column.width + 1
-            if spot.x < edge:
+            if x < edge:
                 if column.name in SORTS:
                     self.post_message(self.SortBy(column.name))
                 return
