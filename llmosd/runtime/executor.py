@@ -38,7 +38,8 @@ class OnnxExecutor:
         self._model = model
         self._tokenizer = tokenizer
         self._packer = Packer(page_table, rows, columns, model.page_tokens)
-        self._sampler = Sampler(model.geometry.vocab)
+        self._vocab = min(model.geometry.vocab, tokenizer.vocab_size)  # rows of logits may be padded beyond the tokens
+        self._sampler = Sampler(self._vocab)
         self._sequences: dict[SequenceId, _Sequence] = {}
 
     def execute(self, plan: Plan) -> StepResult:
@@ -65,8 +66,9 @@ class OnnxExecutor:
             packed.token_ids, packed.cumulative_lengths, packed.past_lengths, packed.page_table, packed.logit_rows
         )
         run_ns = time.perf_counter_ns() - began
+        rows = logits[:, : self._vocab]
         sampled = [part for part in parts if part.sample]
-        return {part.sequence: self._draw(part, row) for part, row in zip(sampled, logits, strict=True)}, run_ns
+        return {part.sequence: self._draw(part, row) for part, row in zip(sampled, rows, strict=True)}, run_ns
 
     def _draw(self, part: SequencePlan, row: Row) -> Draw | StepError:
         stream = self._sequences[part.sequence].stream
