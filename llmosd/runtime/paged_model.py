@@ -159,12 +159,10 @@ class PagedModel:
 
     def close(self) -> None:
         """Give back the session and the pool; the model cannot run afterwards."""
-        self._binding.clear_binding_inputs()
-        self._binding.clear_binding_outputs()
         self._bound.clear()
         self.keys.clear()
         self.values.clear()
-        del self._session
+        del self._binding, self._session
 
     # ------------------------------------------------------------ binding
 

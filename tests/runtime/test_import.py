@@ -25,6 +25,8 @@ from llmosd.runtime.verify import TOLERANCE, verify_graph
 from tests.model_home import MODEL_ID
 from tests.runtime import tiny
 
+pytestmark = pytest.mark.timeout(400)  # builds graphs of the real model
+
 
 def quiet(stage: str, done: int, total: int) -> None:
     assert 0 <= done <= total

@@ -26,6 +26,8 @@ CONTINUATIONS = json.loads(Path(__file__).with_name("continuations.json").read_t
 # where 97.4 % and 97.7 % of the tokens are the reference's own choice.
 EPSILON = {"float32": 1e-3, "file": 0.5}
 
+pytestmark = pytest.mark.timeout(400)  # builds graphs of the real model
+
 
 def load(model: InstalledModel, backend: Backend, strict: bool) -> PagedModel:
     ensure_graph(model, backend, strict, lambda stage, done, total: None)
