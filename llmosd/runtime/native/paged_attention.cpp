@@ -37,8 +37,9 @@ struct Split {  // one (sequence, KV head) whose tiles are divided between tasks
 };
 
 struct Schedule {
-  std::vector<AttentionTask> tasks;  // longest first
-  std::vector<int64_t> offsets;      // of a task's partial results, or -1
+  std::vector<Sequence> stored_first;  // sequences whose new tokens several tasks read; the other tasks store their own
+  std::vector<AttentionTask> tasks;    // longest first
+  std::vector<int64_t> offsets;        // of a task's partial results, or -1
   std::vector<Split> splits;
   int64_t partials = 0;
 };
@@ -64,18 +65,21 @@ class PagedAttention {
     call.out = context.output(dims, 2).as<float>();
     static thread_local Scratch queries, scratch, partials;
     call.queries = queries.reserve<float>(size_t(call.tokens) * call.heads * call.head_size);
-    store_tokens(context, inputs);
     Schedule schedule = plan(inputs);
+    store_tokens(context, call, schedule.stored_first);
     attend(context, call, schedule, scratch, partials);
   }
 
  private:
   static constexpr int kParallelTokens = 16;  // fewer are stored by the calling thread: a hand-over costs more
+  static constexpr int kTasksPerThread = 4;   // so that an interrupted core does not hold up the rest
 
   Inputs read(const Context& context) const;
   void read_sequences(const Context& context, const Tensor& table, int64_t pages, int64_t context_length, Inputs& inputs) const;
-  void store_tokens(const Context& context, const Inputs& inputs) const;
+  void store_tokens(const Context& context, const AttentionCall& call, const std::vector<Sequence>& sequences) const;
   Schedule plan(const Inputs& inputs) const;
+  static void add_tiles(const Sequence& s, int head, int tile, bool store, Schedule& schedule);
+  static void add_split(const AttentionCall& call, const Sequence& s, int head, int step, Schedule& schedule);
   void attend(const Context& context, const AttentionCall& call, Schedule& schedule, Scratch& scratch, Scratch& partials) const;
 
   int heads_, kv_heads_;
@@ -131,14 +135,16 @@ void PagedAttention::read_sequences(const Context& context, const Tensor& table,
   }
 }
 
-void PagedAttention::store_tokens(const Context& context, const Inputs& inputs) const {
-  const AttentionCall& call = inputs.call;
+void PagedAttention::store_tokens(const Context& context, const AttentionCall& call,
+                                  const std::vector<Sequence>& sequences) const {
+  if (sequences.empty()) return;
   const int workers = call.tokens < kParallelTokens ? 1 : threads_;
   context.parallel(workers, [&](int worker) {
     const int64_t from = call.tokens * worker / workers, to = call.tokens * (worker + 1) / workers;
-    for (const Sequence& s : inputs.sequences) {
+    for (const Sequence& s : sequences) {
       const int64_t begin = std::max(from, s.token), end = std::min(to, s.token + s.count);
-      if (begin < end) kernels().rotate_and_store(call, s.pages, begin, s.past + begin - s.token, int(end - begin));
+      if (begin >= end) continue;
+      kernels().rotate_and_store(call, s.pages, begin, s.past + begin - s.token, int(end - begin), 0, call.kv_heads);
     }
   });
 }
@@ -150,36 +156,39 @@ Schedule PagedAttention::plan(const Inputs& inputs) const {
   const int tile = std::max(1, kMaxQueryRows / call.group());
   int64_t work = 0;
   for (const Sequence& s : inputs.sequences) work += int64_t(s.tiles()) * s.count;
-  const int64_t fair = std::max<int64_t>(1, work * call.kv_heads / (threads_ * 4));
+  const int64_t fair = std::max<int64_t>(1, work * call.kv_heads / (threads_ * kTasksPerThread));
 
   Schedule schedule;
-  const auto add = [&](const AttentionTask& task, int64_t offset) {
-    schedule.tasks.push_back(task);
-    schedule.offsets.push_back(offset);
-  };
   for (const Sequence& s : inputs.sequences) {
-    for (int head = 0; head < call.kv_heads; ++head) {
-      const int tiles = s.tiles();
-      if (s.count == 1 && threads_ > 1 && tiles > 2 * fair) {
-        const AttentionTask whole{s.pages, s.token, s.past, 1, head, 0, tiles, nullptr};
-        schedule.splits.push_back({whole, schedule.partials});
-        for (int begin = 0; begin < tiles; begin += int(fair)) {
-          AttentionTask part = whole;
-          part.tile_begin = begin;
-          part.tile_end = std::min(tiles, begin + int(fair));
-          add(part, schedule.partials);
-        }
-        schedule.partials += int64_t(tiles) * call.group() * partial_size(call.head_size);
-        continue;
-      }
-      for (int at = (s.count - 1) / tile * tile; at >= 0; at -= tile) {
-        const int count = std::min(tile, s.count - at);
-        const int end = int((s.past + at + count + kKeyTile - 1) / kKeyTile);
-        add({s.pages, s.token + at, s.past + at, count, head, 0, end, nullptr}, -1);
-      }
-    }
+    const bool split = s.count == 1 && threads_ > 1 && s.tiles() > fair, whole = !split && s.count <= tile;
+    if (!whole) schedule.stored_first.push_back(s);
+    for (int head = 0; head < call.kv_heads; ++head)
+      split ? add_split(call, s, head, int(fair), schedule) : add_tiles(s, head, tile, whole, schedule);
   }
   return schedule;
+}
+
+void PagedAttention::add_tiles(const Sequence& s, int head, int tile, bool store, Schedule& schedule) {
+  for (int at = 0; at < s.count; at += tile) {
+    const int count = std::min(tile, s.count - at);
+    const int end = int((s.past + at + count + kKeyTile - 1) / kKeyTile);
+    schedule.tasks.push_back({s.pages, s.token + at, s.past + at, count, head, 0, end, store, nullptr});
+    schedule.offsets.push_back(-1);
+  }
+}
+
+void PagedAttention::add_split(const AttentionCall& call, const Sequence& s, int head, int step, Schedule& schedule) {
+  const int tiles = s.tiles();
+  const AttentionTask whole{s.pages, s.token, s.past, 1, head, 0, tiles, false, nullptr};
+  schedule.splits.push_back({whole, schedule.partials});
+  for (int begin = 0; begin < tiles; begin += step) {
+    AttentionTask part = whole;
+    part.tile_begin = begin;
+    part.tile_end = std::min(tiles, begin + step);
+    schedule.tasks.push_back(part);
+    schedule.offsets.push_back(schedule.partials);
+  }
+  schedule.partials += int64_t(tiles) * call.group() * partial_size(call.head_size);
 }
 
 void PagedAttention::attend(const Context& context, const AttentionCall& call, Schedule& schedule, Scratch& scratch,

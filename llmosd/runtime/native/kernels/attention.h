@@ -28,9 +28,11 @@ inline T* page_of(void* pool, int32_t page, int kv_head, const AttentionCall& ca
   return static_cast<T*>(pool) + index * call.head_size * call.page_tokens;
 }
 
-// Rotates the queries of `count` tokens into scratch, and writes their keys and values to the pages.
+// Rotates the queries of `count` tokens into scratch, and writes their keys and values to the pages, for KV heads
+// [head_begin, head_end) and their groups.
 template <class T>
-void rotate_and_store(const AttentionCall& call, const int32_t* pages, int64_t token, int64_t position, int count) {
+void rotate_and_store(const AttentionCall& call, const int32_t* pages, int64_t token, int64_t position, int count,
+                      int head_begin, int head_end) {
   const int size = call.head_size, half = size / 2, group = call.group();
   float key[kMaxHeadSize];
   for (int i = 0; i < count; ++i, ++token, ++position) {
@@ -39,7 +41,7 @@ void rotate_and_store(const AttentionCall& call, const int32_t* pages, int64_t t
     const float* sines = call.sines + position * half;
     const int32_t page = pages[position / call.page_tokens];
     const int64_t slot = position % call.page_tokens;
-    for (int kv = 0; kv < call.kv_heads; ++kv) {
+    for (int kv = head_begin; kv < head_end; ++kv) {
       float* queries = call.queries + (kv * call.tokens + token) * group * size;
       for (int g = 0; g < group; ++g)
         rotate(row + (kv * group + g) * size, cosines, sines, half, call.scale, queries + g * size);
@@ -114,6 +116,10 @@ class Attention {
         group_(call.group()), rows_(task.count * group_), length_(task.position + task.count) {}
 
   void run() {
+    if (task_.store) {
+      const int head = task_.kv_head;
+      rotate_and_store<T>(call_, task_.pages, task_.token, task_.position, task_.count, head, head + 1);
+    }
     for (int tile = task_.tile_begin; tile < task_.tile_end; ++tile) {
       float* to = task_.partials ? task_.partials + int64_t(tile) * rows_ * stride_
                                  : (tile == task_.tile_begin ? work_.results : work_.tile);
@@ -180,9 +186,10 @@ class Attention {
   const int64_t length_;
 };
 
-inline void rotate_and_store_any(const AttentionCall& call, const int32_t* pages, int64_t token, int64_t position, int count) {
-  call.half ? rotate_and_store<Half>(call, pages, token, position, count)
-            : rotate_and_store<float>(call, pages, token, position, count);
+inline void rotate_and_store_any(const AttentionCall& call, const int32_t* pages, int64_t token, int64_t position,
+                                 int count, int head_begin, int head_end) {
+  call.half ? rotate_and_store<Half>(call, pages, token, position, count, head_begin, head_end)
+            : rotate_and_store<float>(call, pages, token, position, count, head_begin, head_end);
 }
 
 inline void attend(const AttentionCall& call, const AttentionTask& task, float* scratch) {

@@ -33,6 +33,7 @@ struct AttentionTask {
   int64_t token;         // the first query's row in qkv and out
   int64_t position;      // the first query's position in its sequence
   int count, kv_head, tile_begin, tile_end;
+  bool store;            // these are all of the sequence's new tokens: rotate and store them first
   float* partials;       // null: merge and write `out`; else one partial result per tile goes here
 };
 
@@ -66,7 +67,8 @@ struct QuantisedWeights {
 
 struct Kernels {
   const char* name;
-  void (*rotate_and_store)(const AttentionCall&, const int32_t* pages, int64_t token, int64_t position, int count);
+  void (*rotate_and_store)(const AttentionCall&, const int32_t* pages, int64_t token, int64_t position, int count,
+                           int head_begin, int head_end);
   void (*attend)(const AttentionCall&, const AttentionTask&, float* scratch);
   void (*merge)(const AttentionCall&, const AttentionTask&, float* partials, int tiles);
   void (*quantise_row)(const float* x, int64_t k, int8_t* codes, float* scales, float* sums);
