@@ -1,6 +1,8 @@
-"""Which tokens top-k, min-p and top-p leave, and which of them a quantile falls on, without sorting the vocabulary."""
+"""Which tokens top-k, min-p and top-p leave, and which of them a quantile falls on, with few passes over the row."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +11,6 @@ from llmosd.types import Sampling
 
 Row = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
-Cumulative = npt.NDArray[np.float64]
 
 FIRST_CANDIDATES = 256  # how many of the likeliest tokens to try a cut on before looking at more
 STRIP = 64
@@ -29,7 +30,7 @@ def cut(probabilities: Row, sampling: Sampling) -> Ids:
         kept = _cut_sorted(falling, sampling, whole=len(ids) == len(probabilities))
         if kept is not None:
             return _first(ids, values, kept, falling[kept - 1])
-        count *= 8
+        count *= 16
 
 
 def _cut_sorted(values: Row, sampling: Sampling, whole: bool) -> int | None:
@@ -44,9 +45,9 @@ def _cut_sorted(values: Row, sampling: Sampling, whole: bool) -> int | None:
         kept, whole = above, True
     if sampling.top_p >= 1.0:
         return kept if whole else None
-    cumulative = values[:kept].cumsum(dtype=np.float64)
-    needed = sampling.top_p * (cumulative[-1] if whole else 1.0)
-    return int(cumulative.searchsorted(needed)) + 1 if cumulative[-1] >= needed else None
+    sums = RunningSum(values[:kept])
+    needed = sampling.top_p * (sums.total if whole else 1.0)
+    return sums.index(needed) + 1 if sums.total >= needed else None
 
 
 def _first(ids: Ids, values: Row, count: int, edge: np.float32) -> Ids:
@@ -54,7 +55,7 @@ def _first(ids: Ids, values: Row, count: int, edge: np.float32) -> Ids:
     kept = values > edge
     tied = (values == edge).nonzero()[0]
     kept[tied[: count - np.count_nonzero(kept)]] = True
-    return np.asarray(ids[kept])
+    return np.asarray(ids[kept.nonzero()[0]])
 
 
 def upper_set(row: Row, count: int) -> Ids:
@@ -72,17 +73,29 @@ def upper_set(row: Row, count: int) -> Ids:
     return np.asarray((row >= heads[place]).nonzero()[0])
 
 
-def invert(cumulative: Cumulative, u: float) -> int:
-    """Index of the weight that holds quantile `u`; never one of weight zero, whatever the rounding."""
-    total = cumulative[-1]
-    index = cumulative.searchsorted(u * total, side="right")
-    return int(min(index, cumulative.searchsorted(total)))
+class RunningSum:
+    """Sums over the first 1 … n weights, none negative, in two levels: all blocks, then inside the one asked for."""
 
+    def __init__(self, weights: Row) -> None:
+        self._weights = weights
+        self._ends = np.add.reduceat(weights, np.arange(0, len(weights), BLOCK)).cumsum(dtype=np.float64)
 
-def invert_all(probabilities: Row, u: float) -> int:
-    """Inverse CDF over the whole vocabulary in the order of token ids: first the block, then the token in it."""
-    blocks = np.add.reduceat(probabilities, np.arange(0, len(probabilities), BLOCK)).cumsum(dtype=np.float64)
-    block = invert(blocks, u)
-    before = blocks[block - 1] if block else 0.0
-    inside = probabilities[block * BLOCK : (block + 1) * BLOCK].cumsum(dtype=np.float64)
-    return block * BLOCK + invert(inside, (u * blocks[-1] - before) / inside[-1])
+    @property
+    def total(self) -> float:
+        return float(self._ends[-1])
+
+    def index(self, target: float) -> int:
+        """The first weight with which the sum reaches `target`, which is at most the total."""
+        block = int(self._ends.searchsorted(target))
+        return block * BLOCK + self._inside(block, target, "left")
+
+    def quantile(self, u: float) -> int:
+        """The weight that the share `u` < 1 of the total falls on; never one of zero, whatever the rounding."""
+        target = u * self.total
+        block = int(min(self._ends.searchsorted(target, "right"), self._ends.searchsorted(self.total)))
+        return block * BLOCK + self._inside(block, target, "right")
+
+    def _inside(self, block: int, target: float, side: Literal["left", "right"]) -> int:
+        before = self._ends[block - 1] if block else 0.0
+        sums = self._weights[block * BLOCK : (block + 1) * BLOCK].cumsum(dtype=np.float64)
+        return int(min(sums.searchsorted(target - before, side), sums.searchsorted(sums[-1])))

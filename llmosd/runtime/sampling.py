@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmosd.errors import StepError
-from llmosd.runtime.cuts import Row, cut, invert, invert_all, upper_set
+from llmosd.runtime.cuts import Row, RunningSum, cut, upper_set
 from llmosd.runtime.softmax import Softmax
 from llmosd.types import Sampling, SequenceStart
 
@@ -145,9 +145,9 @@ def _pick(probabilities: Row, stream: Stream) -> int:
     sampling = stream.sampling
     u = uniform(sampling.seed, stream.choice, stream.position)
     if sampling.top_p >= 1.0 and not sampling.top_k and sampling.min_p <= 0.0:
-        return invert_all(probabilities, u)
+        return RunningSum(probabilities).quantile(u)
     ids = cut(probabilities, sampling)
-    return int(ids[invert(probabilities[ids].cumsum(dtype=np.float64), u)])
+    return int(ids[RunningSum(probabilities[ids]).quantile(u)])
 
 
 def _likeliest(raw: Row, count: int, log_sum: float) -> tuple[tuple[int, float], ...]:

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llmosd.errors import StepError
-from llmosd.runtime.cuts import upper_set
+from llmosd.runtime.cuts import RunningSum, upper_set
 from llmosd.runtime.sampling import Draw, Sampler, Stream, uniform
 from llmosd.types import Sampling, SequenceStart
 
@@ -145,6 +145,17 @@ def test_upper_set_holds_the_largest(seed: int, length: int, count: int) -> None
     left_out = np.delete(row, chosen)
     assert left_out.size == 0 or left_out.max() < row[chosen].min()
     assert (np.diff(chosen) > 0).all()
+
+
+@given(st.integers(0, 2**32), st.sampled_from([1, 5, 256, 257, 5003]), st.floats(0, 1, exclude_max=True))
+def test_running_sum_finds_what_a_plain_cumulative_sum_does(seed: int, length: int, u: float) -> None:
+    """Small integers, zeros among them, so that every sum is exact."""
+    weights = np.random.default_rng(seed).integers(0, 3, length).astype(np.float32)
+    weights[length // 2] = 1.0
+    plain, sums = np.cumsum(weights, dtype=np.float64), RunningSum(weights)
+    assert sums.total == plain[-1]
+    assert sums.quantile(u) == np.searchsorted(plain, u * plain[-1], side="right")
+    assert sums.index(u * plain[-1]) == np.searchsorted(plain, u * plain[-1])
 
 
 @pytest.mark.parametrize(
