@@ -14,7 +14,6 @@ from textual.pilot import Pilot
 from llmos_top.app import LlmosTop
 from llmos_top.feed import Feed
 from llmos_top.glyphs import ASCII, UNICODE
-from llmos_top.headline import Where
 from llmos_top.keys import KEYS
 from llmos_top.widgets.dialogs import Confirm, Help
 from llmos_top.widgets.request_table import RequestTable
@@ -69,7 +68,7 @@ class Desk:
 async def desk(
     broker: LocalBroker, node: str, size: tuple[int, int] = (120, 40), glyphs: Any = UNICODE, **options: Any
 ) -> AsyncIterator[Desk]:
-    app = LlmosTop(Feed(broker.endpoint, node), Where(broker.url), glyphs, node=node, **options)
+    app = LlmosTop(Feed(broker.endpoint, node), glyphs, node=node, **options)
     async with app.run_test(size=size) as pilot, speaking(broker, node) as daemon:
         made = Desk(app, pilot, daemon)
         await made.until(lambda: app.state.broker == "up")
@@ -148,7 +147,7 @@ async def test_a_last_will_is_said_and_recovered_from(broker: LocalBroker, node:
 
 
 async def test_a_lost_broker_is_said_and_recovered_from(own_broker: LocalBroker, node: str) -> None:
-    app = LlmosTop(Feed(own_broker.endpoint, node), Where(own_broker.url), UNICODE, node=node)
+    app = LlmosTop(Feed(own_broker.endpoint, node), UNICODE, node=node)
     async with app.run_test(size=(80, 24)) as pilot:
         async with speaking(own_broker, node) as daemon:
             top = Desk(app, pilot, daemon)
@@ -168,7 +167,7 @@ async def test_a_lost_broker_is_said_and_recovered_from(own_broker: LocalBroker,
 async def test_nothing_at_all_is_no_empty_table(node: str) -> None:
     from llmosd.application.endpoint import Endpoint
 
-    app = LlmosTop(Feed(Endpoint("127.0.0.1", 1), node), Where("mqtt://127.0.0.1:1"), UNICODE, node=node)
+    app = LlmosTop(Feed(Endpoint("127.0.0.1", 1), node), UNICODE, node=node)
     async with app.run_test(size=(80, 24)) as pilot:
         top = Desk(app, pilot, None)  # type: ignore[arg-type]
         await top.shows("connection refused")

@@ -111,6 +111,14 @@ async def test_a_broker_that_comes_back_is_found_again(own_broker: LocalBroker, 
     assert all(message.reason for message in of(BrokerDown, got))
 
 
+async def test_a_broker_that_came_up_elsewhere_is_found(broker: LocalBroker) -> None:
+    places = [Endpoint("127.0.0.1", 1), broker.endpoint]
+    feed = Feed(places[0], locate=lambda: places.pop(0) if len(places) > 1 else places[0])
+    async with following(feed) as got:
+        await until(lambda: bool(of(BrokerUp, got)))
+    assert of(BrokerDown, got) and feed.where.broker == broker.url
+
+
 async def test_a_person_can_ask_for_a_retry(own_broker: LocalBroker) -> None:
     own_broker.stop()
     feed = Feed(own_broker.endpoint)

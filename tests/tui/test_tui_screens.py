@@ -23,6 +23,7 @@ from tests.tui.screen_text import screen_text
 
 KEPT = Path(__file__).with_name("screens")
 SIZES = ((120, 40), (80, 24), (60, 15))
+WHERE = Where("mqtt://127.0.0.1:1883", "/var/lib/llmos/llmos.db")
 SEEN = 30  # Frames, one a second from second 1
 
 
@@ -46,6 +47,7 @@ class Script:
     clock: Still
     lines: list[tuple[float, Message]]
     end: float
+    where: Where = WHERE
 
     async def follow(self, deliver: Callable[[Message], None]) -> None:
         for now, message in self.lines:
@@ -86,8 +88,7 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 async def test_screen(story: str, size: tuple[int, int]) -> None:
     lines, end = STORIES[story]()
     clock = Still()
-    where = Where("mqtt://127.0.0.1:1883", "/var/lib/llmos/llmos.db")
-    app = LlmosTop(Script(clock, lines, end), where, UNICODE, clock=clock.monotonic, wall=clock.wall)
+    app = LlmosTop(Script(clock, lines, end), UNICODE, clock=clock.monotonic, wall=clock.wall)
     async with app.run_test(size=size) as pilot:
         async with asyncio.timeout(20):
             while clock.now != end:

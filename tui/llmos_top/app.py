@@ -37,7 +37,10 @@ ECHO_S = 2.5  # by then a Frame shows what was changed
 
 
 class Source(Protocol):
-    """What delivers messages; `retry` asks it to connect now."""
+    """What delivers messages; `retry_now` asks it to connect at once."""
+
+    @property
+    def where(self) -> Where: ...
 
     async def follow(self, deliver: Callable[[Message], None]) -> None: ...
     def retry_now(self) -> None: ...
@@ -57,7 +60,6 @@ class LlmosTop(App[None]):
     def __init__(
         self,
         source: Source,
-        where: Where,
         glyphs: Glyphs,
         *,
         node: str | None = None,
@@ -67,7 +69,7 @@ class LlmosTop(App[None]):
         wall: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
-        self._source, self._where, self._glyphs = source, where, glyphs
+        self._source, self._glyphs = source, glyphs
         self._http, self._readonly = http, readonly
         self._clock, self._wall = clock, wall
         self.state = State(node=node, pinned=node is not None, broker_since=clock())
@@ -129,18 +131,18 @@ class LlmosTop(App[None]):
         paused = self._held is not None
         header = headline.header(self.state, live, self._wall(), width, self._glyphs, paused=paused)
         self._lines("header").show([header])
-        banner = headline.banner(self.state, live, self._where, width, self._glyphs)
+        banner = headline.banner(self.state, live, self._source.where, width, self._glyphs)
         root.set_class(banner is not None, "warned")
         self._lines("banner").show([banner] if banner else [])
         self._lines("events").show([self._events_line(shown, width)])
         if shown.frame is None or not shown.frame.requests:
-            self._overview.show_table(shown, self.order, headline.advice(shown, live, self._where))
+            self._overview.show_table(shown, self.order, headline.advice(shown, live, self._source.where))
 
     def _paint_body(self, shown: State, live: Liveness) -> None:
         form, blank = form_for(*self.size), shown.frame is None
         if self._shape != (form, blank):
             self._reshape(form, blank)
-        self._overview.show(shown, form, self.order, headline.advice(shown, live, self._where))
+        self._overview.show(shown, form, self.order, headline.advice(shown, live, self._source.where))
 
     def _reshape(self, form: Form, blank: bool) -> None:
         """Let the stylesheet lay out another form, then paint again: widths are known only afterwards."""

@@ -17,7 +17,6 @@ from typing import NoReturn
 from llmos_top import once
 from llmos_top.feed import Feed
 from llmos_top.glyphs import ASCII, UNICODE
-from llmos_top.headline import Where
 from llmosd import __version__, config
 from llmosd.application import instance
 from llmosd.application.endpoint import Endpoint
@@ -71,20 +70,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _feed(args: argparse.Namespace, settings: Config) -> Feed:
     """From flags, configuration or what the local daemon recorded; the local database tells of no other host."""
-    database = args.db or (None if args.broker else settings.database)
-    return Feed(Endpoint.parse(args.broker or _local_broker(settings)), args.node, database)
+    if args.broker:
+        return Feed(Endpoint.parse(args.broker), args.node, args.db)
+    return Feed(_local(settings), args.node, args.db or settings.database, locate=lambda: _local(settings))
 
 
-def _local_broker(settings: Config) -> str:
+def _local(settings: Config) -> Endpoint:
     told = settings.sources.get("mqtt_port", "default") != "default"
     record = instance.read(settings.home)
     if settings.mqtt:
-        return settings.mqtt
-    return record.mqtt if record and record.mqtt and not told else f"mqtt://127.0.0.1:{settings.mqtt_port}"
-
-
-def _where(feed: Feed) -> Where:
-    return Where(str(feed.endpoint), str(feed.database or ""))
+        return Endpoint.parse(settings.mqtt)
+    recorded = record.mqtt if record and not told else ""
+    return Endpoint.parse(recorded or f"mqtt://127.0.0.1:{settings.mqtt_port}")
 
 
 def _once(args: argparse.Namespace, feed: Feed) -> int:
@@ -92,7 +89,7 @@ def _once(args: argparse.Namespace, feed: Feed) -> int:
     code = once.exit_code(state)
     if not args.json:
         width = shutil.get_terminal_size((120, 40)).columns
-        print(*once.report(state, _where(feed), width, ASCII if args.ascii else UNICODE), sep="\n", flush=True)
+        print(*once.report(state, feed.where, width, ASCII if args.ascii else UNICODE), sep="\n", flush=True)
     elif state.raw:
         _write_line(state.raw)
     if args.json and code != once.LIVE:
@@ -121,5 +118,5 @@ def _screen(args: argparse.Namespace, feed: Feed) -> int:
     from llmos_top.app import LlmosTop  # Textual takes half a second to import: not for --once
 
     glyphs = ASCII if args.ascii else UNICODE
-    LlmosTop(feed, _where(feed), glyphs, node=args.node, http=args.http, readonly=args.readonly).run()
+    LlmosTop(feed, glyphs, node=args.node, http=args.http, readonly=args.readonly).run()
     return 0

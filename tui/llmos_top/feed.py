@@ -13,6 +13,7 @@ from pathlib import Path
 import aiomqtt
 import msgspec
 
+from llmos_top.headline import Where
 from llmos_top.messages import (
     BrokerDown,
     BrokerUp,
@@ -31,27 +32,36 @@ from llmosd.errors import LlmosError
 from llmosd.wire import VERSION, EventMessage, Frame, Status
 
 FIRST_DELAY_S, LAST_DELAY_S = 0.5, 30.0
-CONNECT_S = 3.0
+CONNECT_S = 2.0
 KEEPALIVE_S = 10  # a half-open connection is noticed after one and a half of these
 POLL_S = 1.0
 
 Deliver = Callable[[Message], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Feed:
-    """Follows one broker for ever. `node` None takes every node's messages; `database` None means there is none."""
+    """Follows one broker for ever. `node` None takes every node's messages; `database` None means there is none.
+
+    `locate` is asked before each attempt, as a daemon started later may have its broker elsewhere.
+    """
 
     endpoint: Endpoint
     node: str | None = None
     database: Path | None = None
+    locate: Callable[[], Endpoint] | None = None
     retry: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def where(self) -> Where:
+        return Where(str(self.endpoint), str(self.database or ""))
 
     async def follow(self, deliver: Deliver) -> None:
         """Connect, subscribe, deliver; when the connection fails, wait longer each time and start afresh."""
         await self.read_database(deliver, HISTORY)
         delays = backoff()
         while True:
+            self.endpoint = self.locate() if self.locate else self.endpoint
             try:
                 async with self._client() as client:
                     for topic in TOPICS:

@@ -29,7 +29,7 @@ async def look(feed: Feed) -> State:
     def deliver(message: Message) -> None:
         nonlocal state
         state = reduce(state, message, time.monotonic())
-        if exit_code(state) in (LIVE, BROKER_DOWN) or (exit_code(state) == DAEMON_DOWN and state.frame is not None):
+        if _certain(state):
             decided.set()
 
     following = asyncio.create_task(feed.follow(deliver), name="feed")
@@ -44,6 +44,13 @@ async def look(feed: Feed) -> State:
     if state.broker is Broker.DOWN:
         await feed.read_database(deliver)
     return state
+
+
+def _certain(state: State) -> bool:
+    """Whether waiting longer can change nothing: an answer of the broker's, and the Frame that goes with it."""
+    if state.broker is Broker.UP:
+        return exit_code(state) == LIVE or (exit_code(state) == DAEMON_DOWN and state.frame is not None)
+    return state.broker is Broker.DOWN
 
 
 def exit_code(state: State) -> int:

@@ -8,7 +8,7 @@ from llmos_top.glyphs import Glyphs
 from llmos_top.numbers import NONE, milliseconds, rate, seconds, signed_percent
 from llmos_top.panels import ALARM, HIGH
 from llmos_top.state import State
-from llmos_top.text import Line, fit, flow, line
+from llmos_top.text import Line, clean, fit, flow, line
 from llmosd.wire import Frame
 
 
@@ -83,5 +83,6 @@ def amdahl(frame: Frame) -> list[Line]:
     return [
         line(name, (f"{law.speedup:.2f}×", "value"), f" on {law.cores} cores"),
         line(("p ", "label"), f"{law.p:.2f}{interval}"),
+        *([line((clean(law.why), "warn"))] if law.why else []),
         line(("step by threads ", "label"), timings),
     ]
