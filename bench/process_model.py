@@ -32,7 +32,7 @@ if __name__ == "__main__":
     sys.exit(main(["start", "--port", "0", "--mqtt-port", "0", {flags}]))
 """
 CHILD = "daemon.ThreadEngine = engine_process.ProcessEngine"
-SHOWN = ("tokens_per_s", "gap_p99", "step_p50", "step_p99", "loop_lag_p99", "daemon_cpu")
+SHOWN = ("tokens_per_s", "gap_p99", "step_p50", "step_p99", "loop_lag_p99")
 
 
 def run_variant(models: Path, host: str, spin: bool, interval: float, streams: int, tokens: int) -> Load:
