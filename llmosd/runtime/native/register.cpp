@@ -1,7 +1,9 @@
 // The library's C border: registration with a session, the choice of instruction set, and facts about the build.
 #include <cstdio>
 
-#if defined(__aarch64__) && defined(__linux__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
@@ -37,7 +39,8 @@ constexpr int kMajor = 1, kFirstMinor = 20;
 const Kernels& choose() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return avx2::table;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    return avx2::table;
 #elif defined(__APPLE__) && defined(__aarch64__)
   return neon_dot::table;  // every such processor has the extension
 #elif defined(__aarch64__)
