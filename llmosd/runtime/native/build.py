@@ -123,11 +123,14 @@ def build(force: bool = False, sanitize: bool = False) -> Path:
     target = library(sanitize)
     if not force and is_current(target):
         return target
-    target.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        finished = Path(scratch) / target.name
-        compile_into(Path(scratch), finished, sanitize)
-        finished.replace(target)
+    try:
+        target.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            finished = Path(scratch) / target.name
+            compile_into(Path(scratch), finished, sanitize)
+            finished.replace(target)
+    except OSError as error:
+        raise BuildError(f"{target.parent} cannot be written: {error}") from error
     return target
 
 

@@ -17,7 +17,9 @@ class Linear {
   static constexpr std::array<ElementType, 2> kInputs{kFloat, kFloat};
 
   explicit Linear(const Attributes& attributes)
-      : columns_(attributes.integer("N", 1, INT32_MAX)), k_(attributes.integer("K", 1, INT32_MAX)), threads_(attributes.threads()) {}
+      : columns_(attributes.integer("N", 1, INT32_MAX)),
+        k_(attributes.integer("K", 1, INT32_MAX)),
+        threads_(attributes.threads()) {}
 
   void compute(const Context& context) const {
     const Tensor x = context.input(0), weight = context.input(1);
@@ -41,8 +43,8 @@ class Linear {
     context.parallel(threads_, [&](int) {
       for (int64_t p; (p = next.fetch_add(step, std::memory_order_relaxed)) < panels();)
         for (int64_t r = 0; r < rows; r += kRowBlock)
-          kernels().linear32(weight, x + r * k_, std::min(kRowBlock, rows - r), columns_, k_, p, std::min(panels(), p + step),
-                             y + r * columns_);
+          kernels().linear32(weight, x + r * k_, std::min(kRowBlock, rows - r), columns_, k_, p,
+                             std::min(panels(), p + step), y + r * columns_);
     });
   }
 

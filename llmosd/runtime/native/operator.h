@@ -91,8 +91,8 @@ OrtStatus* guarded(const char* op, Call&& call) {
   }
 }
 
-// An operator is a class with `kName`, `kInputs` (element types; kUndefined takes any), a constructor from Attributes and
-// `void compute(const Context&) const`. It has one float32 output.
+// An operator is a class with `kName`, `kInputs` (element types; kUndefined takes any), a constructor from Attributes
+// and `void compute(const Context&) const`. It has one float32 output.
 template <class Operator>
 OrtCustomOp describe() {
   OrtCustomOp op{};

@@ -1,8 +1,9 @@
 // The part of ONNX Runtime's C ABI that these operators use.
 //
-// The wheels of ONNX Runtime ship no headers, so the few entries needed are declared here. The function table (`OrtApi`)
-// and `OrtCustomOp` are append-only by ONNX Runtime's policy: an entry never moves once released, and everything below
-// has been there since version 17 of the table (onnxruntime 1.17). `register.cpp` refuses versions outside the tested range.
+// The wheels of ONNX Runtime ship no headers, so the few entries needed are declared here. The function table
+// (`OrtApi`) and `OrtCustomOp` are append-only by ONNX Runtime's policy: an entry never moves once released, and
+// everything below has been there since version 17 of the table (onnxruntime 1.17). `register.cpp` refuses versions
+// outside the tested range.
 #pragma once
 
 #include <cstddef>

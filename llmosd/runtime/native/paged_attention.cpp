@@ -1,11 +1,13 @@
 // llmos.PagedAttention: causal attention of a ragged batch over a paged K/V pool that is updated in place.
 //
 //   qkv [T, (H + 2 KH) D], key_cache [P, KH, D, S], value_cache [P, KH, S, D] (float32 or float16),
-//   cumulative_lengths [B + 1], past_lengths [B], page_table [B, MP] (int32), cos, sin [C, D / 2]  →  [T, H D]
+//   cumulative_lengths [B + 1], past_lengths [B], page_table [B, MP] (int32), cos, sin [C, D / 2]
+//   → [T, H D]
 //
 // Sequence b's tokens are rows cumulative_lengths[b] … of qkv, at positions past_lengths[b] …; position p lives in slot
 // p % S of page page_table[b, p / S]. Every length and every page id in use is checked before anything is read or
-// written; table entries and slots beyond a sequence's length may hold anything.
+// written; table entries and slots beyond a sequence's length may hold anything. Sequences may share pages to read; a
+// page that one of them writes to in this step must be its own.
 #include <algorithm>
 #include <atomic>
 #include <vector>
@@ -47,7 +49,8 @@ struct Schedule {
 class PagedAttention {
  public:
   static constexpr const char* kName = "PagedAttention";
-  static constexpr std::array<ElementType, 8> kInputs{kFloat, kUndefined, kUndefined, kInt32, kInt32, kInt32, kFloat, kFloat};
+  static constexpr std::array<ElementType, 8> kInputs{kFloat, kUndefined, kUndefined, kInt32,
+                                                      kInt32, kInt32,     kFloat,     kFloat};
 
   explicit PagedAttention(const Attributes& attributes)
       : heads_(int(attributes.integer("num_heads", 1, 1 << 16))),
@@ -75,12 +78,14 @@ class PagedAttention {
   static constexpr int kTasksPerThread = 4;   // so that an interrupted core does not hold up the rest
 
   Inputs read(const Context& context) const;
-  void read_sequences(const Context& context, const Tensor& table, int64_t pages, int64_t context_length, Inputs& inputs) const;
+  void read_sequences(const Context& context, const Tensor& table, int64_t pages, int64_t context_length,
+                      Inputs& inputs) const;
   void store_tokens(const Context& context, const AttentionCall& call, const std::vector<Sequence>& sequences) const;
   Schedule plan(const Inputs& inputs) const;
   static void add_tiles(const Sequence& s, int head, int tile, bool store, Schedule& schedule);
   static void add_split(const AttentionCall& call, const Sequence& s, int head, int step, Schedule& schedule);
-  void attend(const Context& context, const AttentionCall& call, Schedule& schedule, Scratch& scratch, Scratch& partials) const;
+  void attend(const Context& context, const AttentionCall& call, Schedule& schedule, Scratch& scratch,
+              Scratch& partials) const;
 
   int heads_, kv_heads_;
   float scale_;
@@ -97,18 +102,34 @@ Inputs PagedAttention::read(const Context& context) const {
   require(values.type == keys.type, "value_cache must have key_cache's element type");
   require(keys.rank == 4 && values.rank == 4, "key_cache and value_cache must have 4 dimensions");
   const int64_t pages = keys.dims[0], size = keys.dims[2], page_tokens = keys.dims[3];
-  require(size >= 32 && size <= kMaxHeadSize && size % 16 == 0, "the head size must be a multiple of 16 from 32 to 256");
+  require(size >= 32 && size <= kMaxHeadSize && size % 16 == 0,
+          "the head size must be a multiple of 16 from 32 to 256");
   require(page_tokens == 16 || page_tokens == 32 || page_tokens == 64 || page_tokens == 128,
           "pages must hold 16, 32, 64 or 128 tokens");
   require(keys.dims[1] == kv_heads_, "key_cache's dimension 1 must be kv_num_heads");
-  require(values.dims[0] == pages && values.dims[1] == kv_heads_ && values.dims[2] == page_tokens && values.dims[3] == size,
-          "value_cache must be [pages, kv_num_heads, page tokens, head size]");
-  require(qkv.dims[1] == int64_t(heads_ + 2 * kv_heads_) * size, "qkv must have (num_heads + 2 kv_num_heads) * head size columns");
+  require(
+      values.dims[0] == pages && values.dims[1] == kv_heads_ && values.dims[2] == page_tokens && values.dims[3] == size,
+      "value_cache must be [pages, kv_num_heads, page tokens, head size]");
+  require(qkv.dims[1] == int64_t(heads_ + 2 * kv_heads_) * size,
+          "qkv must have (num_heads + 2 kv_num_heads) * head size columns");
   require(cosines.dims[1] == size / 2 && sines.dims == cosines.dims, "cos and sin must be [context, head size / 2]");
 
   Inputs inputs;
-  inputs.call = {heads_, kv_heads_, int(size), int(page_tokens), qkv.dims[0], table.dims[1], scale_, keys.type == kFloat16,
-                 qkv.as<float>(), keys.data, values.data, cosines.as<float>(), sines.as<float>(), nullptr, nullptr};
+  inputs.call = {heads_,
+                 kv_heads_,
+                 int(size),
+                 int(page_tokens),
+                 qkv.dims[0],
+                 table.dims[1],
+                 scale_,
+                 keys.type == kFloat16,
+                 qkv.as<float>(),
+                 keys.data,
+                 values.data,
+                 cosines.as<float>(),
+                 sines.as<float>(),
+                 nullptr,
+                 nullptr};
   read_sequences(context, table, pages, cosines.dims[0], inputs);
   return inputs;
 }
@@ -121,10 +142,12 @@ void PagedAttention::read_sequences(const Context& context, const Tensor& table,
   require(cumulative.dims[0] == batch + 1 && table.dims[0] == batch,
           "cumulative_lengths must have one entry more than past_lengths, page_table as many rows");
   const int32_t* starts = cumulative.as<int32_t>();
-  require(starts[0] == 0 && starts[batch] == inputs.call.tokens, "cumulative_lengths must run from 0 to the number of tokens");
+  require(starts[0] == 0 && starts[batch] == inputs.call.tokens,
+          "cumulative_lengths must run from 0 to the number of tokens");
   for (int64_t b = 0; b < batch; ++b) {
     require(starts[b] <= starts[b + 1], "cumulative_lengths must not decrease");
-    const Sequence s{table.as<int32_t>() + b * table.dims[1], starts[b], past.as<int32_t>()[b], starts[b + 1] - starts[b]};
+    const Sequence s{table.as<int32_t>() + b * table.dims[1], starts[b], past.as<int32_t>()[b],
+                     starts[b + 1] - starts[b]};
     require(s.past >= 0, "a past length is negative");
     if (s.count == 0) continue;
     require(s.length() <= context_length, "a sequence is longer than the cos and sin tables");

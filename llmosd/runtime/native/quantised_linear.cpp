@@ -35,7 +35,8 @@ class QuantisedLinear {
     const int64_t rows = x.rows();
     if (rows == 0) return;
     static thread_local Scratch codes, scales;
-    Activations activations{codes.reserve<int8_t>(size_t(rows * k_)), scales.reserve<float>(size_t(rows * blocks() * 2)), nullptr};
+    Activations activations{codes.reserve<int8_t>(size_t(rows * k_)),
+                            scales.reserve<float>(size_t(rows * blocks() * 2)), nullptr};
     activations.sums = activations.scales + rows * blocks();
     quantise(context, x.as<float>(), rows, activations);
     multiply(context, weights, activations, rows, y);
@@ -50,8 +51,10 @@ class QuantisedLinear {
 
   QuantisedWeights read_weights(const Context& context) const {
     const Tensor codes = context.input(1), scales = context.input(2);
-    require(codes.elements() == groups() * kColumns * k_ * bits_ / 8, "weight does not have the size that N, K and bits give");
-    require(scales.elements() == groups() * kColumns * blocks() * (bits_ == 4 ? 2 : 1), "scales do not have the size that N, K and bits give");
+    require(codes.elements() == groups() * kColumns * k_ * bits_ / 8,
+            "weight does not have the size that N, K and bits give");
+    require(scales.elements() == groups() * kColumns * blocks() * (bits_ == 4 ? 2 : 1),
+            "scales do not have the size that N, K and bits give");
     return {codes.as<uint8_t>(), scales.as<Half>(), columns_, k_};
   }
 
@@ -63,7 +66,8 @@ class QuantisedLinear {
     });
   }
 
-  void multiply(const Context& context, const QuantisedWeights& weights, const Activations& a, int64_t rows, float* y) const {
+  void multiply(const Context& context, const QuantisedWeights& weights, const Activations& a, int64_t rows,
+                float* y) const {
     const auto run = bits_ == 4 ? kernels().linear4 : kernels().linear8;
     const int64_t step = std::max<int64_t>(1, groups() / (threads_ * kTasksPerThread));
     std::atomic<int64_t> next{0};

@@ -1,9 +1,9 @@
 // Attention of a tile of queries over one KV head's pages.
 //
-// The keys of a sequence are cut into tiles of kKeyTile by absolute position. Each tile gives a partial result (maximum,
-// sum, weighted values); partial results are merged in ascending order. A row's bits therefore depend on its own keys
-// only: not on the batch, the chunk it was prefilled in, the number of threads, or whether a task took the whole
-// sequence or a part. (Tiled online softmax as in FlashAttention-2, split over keys as in Flash-Decoding.)
+// The keys of a sequence are cut into tiles of kKeyTile by absolute position. Each tile gives a partial result
+// (maximum, sum, weighted values); partial results are merged in ascending order. A row's bits therefore depend on its
+// own keys only: not on the batch, the chunk it was prefilled in, the number of threads, or whether a task took the
+// whole sequence or a part. (Tiled online softmax as in FlashAttention-2, split over keys as in Flash-Decoding.)
 #pragma once
 
 #include "gemm.h"
@@ -112,8 +112,14 @@ template <class T>
 class Attention {
  public:
   Attention(const AttentionCall& call, const AttentionTask& task, float* scratch)
-      : call_(call), task_(task), work_(scratch, call), size_(call.head_size), stride_(partial_size(call.head_size)),
-        group_(call.group()), rows_(task.count * group_), length_(task.position + task.count) {}
+      : call_(call),
+        task_(task),
+        work_(scratch, call),
+        size_(call.head_size),
+        stride_(partial_size(call.head_size)),
+        group_(call.group()),
+        rows_(task.count * group_),
+        length_(task.position + task.count) {}
 
   void run() {
     if (task_.store) {
@@ -146,7 +152,8 @@ class Attention {
     const int64_t begin = int64_t(tile) * kKeyTile;
     const int keys = int(smaller<int64_t>(kKeyTile, length_ - begin)), padded = (keys + 15) / 16 * 16;
     const int rows = rows_ - first;
-    const float* queries = call_.queries + (task_.kv_head * call_.tokens + task_.token) * group_ * size_ + first * size_;
+    const float* queries =
+        call_.queries + (task_.kv_head * call_.tokens + task_.token) * group_ * size_ + first * size_;
     const int32_t* pages = task_.pages + begin / call_.page_tokens;
     for (int at = 0; at < keys; at += call_.page_tokens, ++pages) {
       const int columns = smaller(call_.page_tokens, padded - at);
@@ -168,7 +175,8 @@ class Attention {
   }
 
   template <bool kAccumulate>
-  void multiply(int rows, Matrix a, const T* b, int b_stride, float* c, int c_stride, int depth, int columns, const T* ahead) {
+  void multiply(int rows, Matrix a, const T* b, int b_stride, float* c, int c_stride, int depth, int columns,
+                const T* ahead) {
     if (rows >= kConvertRows) ahead = nullptr;  // the next page is far off then, and the hardware sees the pattern
     if (sizeof(T) == sizeof(float) || rows < kConvertRows)
       return gemm<kAccumulate>(rows, a, b, b_stride, c, c_stride, depth, columns, ahead);
@@ -200,7 +208,8 @@ inline void attend(const AttentionCall& call, const AttentionTask& task, float* 
 inline void merge(const AttentionCall& call, const AttentionTask& task, float* partials, int tiles) {
   const int rows = task.count * call.group(), stride = partial_size(call.head_size);
   for (int tile = 1; tile < tiles; ++tile)
-    for (int r = 0; r < rows; ++r) merge_row(partials + r * stride, partials + (int64_t(tile) * rows + r) * stride, call.head_size);
+    for (int r = 0; r < rows; ++r)
+      merge_row(partials + r * stride, partials + (int64_t(tile) * rows + r) * stride, call.head_size);
   for (int r = 0; r < rows; ++r) write_row(call, task, r, partials + r * stride);
 }
 

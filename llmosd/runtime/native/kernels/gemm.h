@@ -21,7 +21,8 @@ struct Matrix {
   int64_t stride;
 };
 
-// One step of a tile: the smaller side stays in registers, the other passes through one, so that 12 sums fit beside them.
+// One step of a tile: the smaller side stays in registers, the other passes through one, so that 12 sums fit beside
+// them.
 template <int R, int C, class T>
 inline void step(F8 (&sums)[R][C], const float* a, int64_t a_stride, const T* b) {
   if constexpr (R <= C) {

@@ -48,8 +48,8 @@ void swiglu(const float* gate, const float* up, int64_t count, float* out) {
 }  // namespace
 
 extern const Kernels table;
-const Kernels table = {LLMOS_NAME(LLMOS_ISA), rotate_and_store_any, attend, merge, quantise_row, quantised<4>, quantised<8>,
-                       linear32, swiglu};
+const Kernels table = {LLMOS_NAME(LLMOS_ISA), rotate_and_store_any, attend,   merge, quantise_row,
+                       quantised<4>,          quantised<8>,         linear32, swiglu};
 
 }  // namespace LLMOS_ISA
 }  // namespace llmos

@@ -17,13 +17,13 @@ struct AttentionCall {
   int heads, kv_heads, head_size, page_tokens;
   int64_t tokens, table_columns;
   float scale;
-  bool half;                        // the caches hold float16, else float32
-  const float* qkv;                 // [tokens, (heads + 2 kv_heads) * head_size]
-  void* keys;                       // [pages, kv_heads, head_size, page_tokens]
-  void* values;                     // [pages, kv_heads, page_tokens, head_size]
-  const float *cosines, *sines;     // [context, head_size / 2]
-  float* queries;                   // scratch [kv_heads, tokens, heads / kv_heads, head_size], rotated and scaled
-  float* out;                       // [tokens, heads * head_size]
+  bool half;                     // the caches hold float16, else float32
+  const float* qkv;              // [tokens, (heads + 2 kv_heads) * head_size]
+  void* keys;                    // [pages, kv_heads, head_size, page_tokens]
+  void* values;                  // [pages, kv_heads, page_tokens, head_size]
+  const float *cosines, *sines;  // [context, head_size / 2]
+  float* queries;                // scratch [kv_heads, tokens, heads / kv_heads, head_size], rotated and scaled
+  float* out;                    // [tokens, heads * head_size]
   int group() const { return heads / kv_heads; }
 };
 
@@ -33,8 +33,8 @@ struct AttentionTask {
   int64_t token;         // the first query's row in qkv and out
   int64_t position;      // the first query's position in its sequence
   int count, kv_head, tile_begin, tile_end;
-  bool store;            // these are all of the sequence's new tokens: rotate and store them first
-  float* partials;       // null: merge and write `out`; else one partial result per tile goes here
+  bool store;       // these are all of the sequence's new tokens: rotate and store them first
+  float* partials;  // null: merge and write `out`; else one partial result per tile goes here
 };
 
 constexpr int kKeyTile = 128;      // keys whose scores are normalised together; fixes the reduction order
@@ -48,10 +48,9 @@ constexpr int64_t attention_scratch(int head_size, int page_tokens) {
   return kMaxQueryRows * (kKeyTile + 2 * partial_size(head_size)) + head_size * page_tokens;
 }
 
-
-constexpr int kBlock = 32;     // elements of a row that share a scale, in weights and activations
-constexpr int kColumns = 8;    // output columns that are packed together in quantised weights
-constexpr int kPanel = 16;     // output columns that are packed together in float32 weights
+constexpr int kBlock = 32;   // elements of a row that share a scale, in weights and activations
+constexpr int kColumns = 8;  // output columns that are packed together in quantised weights
+constexpr int kPanel = 16;   // output columns that are packed together in float32 weights
 
 // int8 activations: codes [rows, k], and per block of 32 its scale and scale × sum of codes [rows, k / 32].
 struct Activations {
@@ -72,8 +71,10 @@ struct Kernels {
   void (*attend)(const AttentionCall&, const AttentionTask&, float* scratch);
   void (*merge)(const AttentionCall&, const AttentionTask&, float* partials, int tiles);
   void (*quantise_row)(const float* x, int64_t k, int8_t* codes, float* scales, float* sums);
-  void (*linear4)(const QuantisedWeights&, const Activations&, int64_t rows, int64_t group_begin, int64_t group_end, float* y);
-  void (*linear8)(const QuantisedWeights&, const Activations&, int64_t rows, int64_t group_begin, int64_t group_end, float* y);
+  void (*linear4)(const QuantisedWeights&, const Activations&, int64_t rows, int64_t group_begin, int64_t group_end,
+                  float* y);
+  void (*linear8)(const QuantisedWeights&, const Activations&, int64_t rows, int64_t group_begin, int64_t group_end,
+                  float* y);
   void (*linear32)(const float* weight, const float* x, int64_t rows, int64_t columns, int64_t k, int64_t panel_begin,
                    int64_t panel_end, float* y);
   void (*swiglu)(const float* gate, const float* up, int64_t count, float* out);

@@ -1,8 +1,8 @@
 // Block-quantised weights times int8 activations.
 //
 // Weights are packed by 8 columns and blocks of 32 elements (see packing.py):
-//   4 bits: 4 chunks of 32 bytes; byte 4c + i of chunk j holds column c, low nibble element 4j + i, high nibble 16 + 4j + i
-//   8 bits: 8 chunks of 32 bytes; byte 4c + i of chunk j holds column c, element 4j + i
+//   4 bits: 4 chunks of 32 bytes; byte 4c + i of chunk j holds column c, low nibble element 4j + i, high nibble 16 + 4j
+//   + i 8 bits: 8 chunks of 32 bytes; byte 4c + i of chunk j holds column c, element 4j + i
 // y = Σ_blocks scale · dx · Σ w·x + minimum · dx · Σ x, one chain in ascending order of blocks for every row.
 #pragma once
 
@@ -71,10 +71,12 @@ inline void tile(const uint8_t* w, const Half* scales, const Activations& x, int
 
 // Column groups [begin, end) of all rows. The last group may be partly padding: it is computed aside and cut.
 template <int kBits>
-void quantised(const QuantisedWeights& weights, const Activations& x, int64_t rows, int64_t begin, int64_t end, float* y) {
+void quantised(const QuantisedWeights& weights, const Activations& x, int64_t rows, int64_t begin, int64_t end,
+               float* y) {
   constexpr int kRows = 4, kRowBlock = 32;  // 32 rows of codes stay in the first-level cache
   const int64_t k = weights.k, blocks = k / kBlock;
-  const int64_t code_stride = blocks * kColumns * kBlock * kBits / 8, scale_stride = blocks * kColumns * (kBits == 4 ? 2 : 1);
+  const int64_t code_stride = blocks * kColumns * kBlock * kBits / 8,
+                scale_stride = blocks * kColumns * (kBits == 4 ? 2 : 1);
   for (int64_t from = 0; from < rows; from += kRowBlock) {
     const int64_t to = smaller<int64_t>(rows, from + kRowBlock);
     for (int64_t g = begin; g < end; ++g) {
@@ -95,7 +97,8 @@ void quantised(const QuantisedWeights& weights, const Activations& x, int64_t ro
           default: tile<kBits, 4>(w, scales, part, k, out, stride);
         }
         if (out == aside)
-          for (int i = 0; i < count; ++i) std::memcpy(target + i * weights.columns, aside + i * kColumns, width * sizeof(float));
+          for (int i = 0; i < count; ++i)
+            std::memcpy(target + i * weights.columns, aside + i * kColumns, width * sizeof(float));
       }
     }
   }

@@ -73,7 +73,8 @@ inline Quad broadcast_quad(const int8_t* p) {
 // Fixes the order of a sum: compilers that regroup integer additions compute all products first and spill them.
 inline void settle(__m256i& sums) { asm("" : "+x"(sums)); }
 
-// Sum over a block of unsigned 4-bit codes times int8. 8 products pairs fit 16 bits: 15 · 127 · 2 · 8 = 30,480 < 32,768.
+// Sum over a block of unsigned 4-bit codes times int8. 8 products pairs fit 16 bits: 15 · 127 · 2 · 8 = 30,480 <
+// 32,768.
 struct Dot4 {
   __m256i sums = _mm256_setzero_si256();
   void add(Bytes w, Quad x) {

@@ -35,7 +35,9 @@ inline F8 nearest(F8 x) { return {vrndnq_f32(x.a), vrndnq_f32(x.b)}; }
 inline float32x4_t power_of_two(float32x4_t n) {
   return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23));
 }
-inline F8 times_power_of_two(F8 x, F8 n) { return {vmulq_f32(x.a, power_of_two(n.a)), vmulq_f32(x.b, power_of_two(n.b))}; }
+inline F8 times_power_of_two(F8 x, F8 n) {
+  return {vmulq_f32(x.a, power_of_two(n.a)), vmulq_f32(x.b, power_of_two(n.b))};
+}
 inline float largest(F8 v) { return vmaxvq_f32(vmaxq_f32(v.a, v.b)); }
 inline float sum(F8 v) { return vaddvq_f32(vaddq_f32(v.a, v.b)); }
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
@@ -62,7 +64,9 @@ struct Bytes {
 };
 using Quad = int8x16_t;
 
-inline Bytes load_bytes(const uint8_t* p) { return {vreinterpretq_s8_u8(vld1q_u8(p)), vreinterpretq_s8_u8(vld1q_u8(p + 16))}; }
+inline Bytes load_bytes(const uint8_t* p) {
+  return {vreinterpretq_s8_u8(vld1q_u8(p)), vreinterpretq_s8_u8(vld1q_u8(p + 16))};
+}
 inline Bytes low_nibbles(Bytes v) { return {vandq_s8(v.a, vdupq_n_s8(15)), vandq_s8(v.b, vdupq_n_s8(15))}; }
 inline int8x16_t high_half(int8x16_t v) { return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(v), 4)); }
 inline Bytes high_nibbles(Bytes v) { return {high_half(v.a), high_half(v.b)}; }

@@ -40,7 +40,7 @@ inline Half to_half(float x) {
   const uint16_t sign = uint16_t((bits >> 16) & 0x8000);
   bits &= 0x7fffffff;
   if (bits >= 0x47800000) return {uint16_t(sign | (bits > 0x7f800000 ? 0x7e00 : 0x7c00))};  // overflow, infinity, NaN
-  if (bits < 0x38800000) {  // subnormal or zero
+  if (bits < 0x38800000) {                                                                  // subnormal or zero
     float value;
     std::memcpy(&value, &bits, 4);
     value += 0.5f;
@@ -52,23 +52,45 @@ inline Half to_half(float x) {
 }
 
 inline F8 zero() { return F8{}; }
-inline F8 broadcast(float x) { return each([&](int) { return x; }); }
-inline F8 load(const float* p) { return each([&](int i) { return p[i]; }); }
-inline F8 load(const Half* p) { return each([&](int i) { return to_float(p[i]); }); }
+inline F8 broadcast(float x) {
+  return each([&](int) { return x; });
+}
+inline F8 load(const float* p) {
+  return each([&](int i) { return p[i]; });
+}
+inline F8 load(const Half* p) {
+  return each([&](int i) { return to_float(p[i]); });
+}
 inline void store_one(float* p, float x) { *p = x; }
 inline void store_one(Half* p, float x) { *p = to_half(x); }
 template <class T>
 inline void store(T* p, F8 v) {
   for (int i = 0; i < 8; ++i) store_one(p + i, v.lane[i]);
 }
-inline F8 add(F8 a, F8 b) { return each([&](int i) { return a.lane[i] + b.lane[i]; }); }
-inline F8 sub(F8 a, F8 b) { return each([&](int i) { return a.lane[i] - b.lane[i]; }); }
-inline F8 mul(F8 a, F8 b) { return each([&](int i) { return a.lane[i] * b.lane[i]; }); }
-inline F8 div(F8 a, F8 b) { return each([&](int i) { return a.lane[i] / b.lane[i]; }); }
-inline F8 fma(F8 a, F8 b, F8 c) { return each([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; }); }
-inline F8 maximum(F8 a, F8 b) { return each([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; }); }
-inline F8 absolute(F8 a) { return each([&](int i) { return std::fabs(a.lane[i]); }); }
-inline F8 nearest(F8 a) { return each([&](int i) { return std::nearbyintf(a.lane[i]); }); }
+inline F8 add(F8 a, F8 b) {
+  return each([&](int i) { return a.lane[i] + b.lane[i]; });
+}
+inline F8 sub(F8 a, F8 b) {
+  return each([&](int i) { return a.lane[i] - b.lane[i]; });
+}
+inline F8 mul(F8 a, F8 b) {
+  return each([&](int i) { return a.lane[i] * b.lane[i]; });
+}
+inline F8 div(F8 a, F8 b) {
+  return each([&](int i) { return a.lane[i] / b.lane[i]; });
+}
+inline F8 fma(F8 a, F8 b, F8 c) {
+  return each([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
+}
+inline F8 maximum(F8 a, F8 b) {
+  return each([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
+inline F8 absolute(F8 a) {
+  return each([&](int i) { return std::fabs(a.lane[i]); });
+}
+inline F8 nearest(F8 a) {
+  return each([&](int i) { return std::nearbyintf(a.lane[i]); });
+}
 inline F8 times_power_of_two(F8 a, F8 n) {
   return each([&](int i) {
     const float power = n.lane[i] == n.lane[i] ? n.lane[i] : 0.0f;
