@@ -52,12 +52,24 @@ class Layer:
     down: Matrix
 
 
+class _Reader(GGUFReader):  # type: ignore[misc]
+    """GGUFReader on a plain view of its memory map: slicing `numpy.memmap`, as it does per token, is 3 times slower."""
+
+    @property
+    def data(self) -> NDArray[np.uint8]:
+        return self._data
+
+    @data.setter
+    def data(self, mapped: NDArray[np.uint8]) -> None:
+        self._data = mapped.view(np.ndarray)
+
+
 class GgufFile:
     """A memory-mapped GGUF file of architecture `llama`. Raises ModelError for anything it cannot serve exactly."""
 
     def __init__(self, path: Path) -> None:
         try:
-            self._reader = GGUFReader(path)
+            self._reader = _Reader(path)
         except (OSError, ValueError, IndexError) as error:
             raise ModelError(f"{path} is not a readable GGUF file: {error}") from error
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
