@@ -32,7 +32,6 @@ class Linear {
   }
 
  private:
-  static constexpr int64_t kRowBlock = 48;  // rows of x that stay in the second-level cache while panels pass
   static constexpr int kTasksPerThread = 6;
 
   int64_t panels() const { return (columns_ + kPanel - 1) / kPanel; }
@@ -42,9 +41,11 @@ class Linear {
     std::atomic<int64_t> next{0};
     context.parallel(threads_, [&](int) {
       for (int64_t p; (p = next.fetch_add(step, std::memory_order_relaxed)) < panels();)
-        for (int64_t r = 0; r < rows; r += kRowBlock)
-          kernels().linear32(weight, x + r * k_, std::min(kRowBlock, rows - r), columns_, k_, p,
-                             std::min(panels(), p + step), y + r * columns_);
+        for (int64_t r = 0; r < rows; r += kMaxLinearRows) {
+          const int count = int(std::min<int64_t>(kMaxLinearRows, rows - r));
+          kernels().linear32(weight, x + r * k_, count, columns_, k_, p, std::min(panels(), p + step),
+                             y + r * columns_);
+        }
     });
   }
 

@@ -88,11 +88,14 @@ inline void gemm(int rows, Matrix a, const T* b, int64_t b_stride, float* c, int
       }
     }
   }
-  for (int r = 0; r < rows; r += 6) {
+  if (n == columns) return;
+  const int parts = (rows + 5) / 6;  // of even height: a last tile of one or two rows would wait for its own sums
+  for (int i = 0; i < parts; ++i) {
+    const int r = rows * i / parts, height = rows * (i + 1) / parts - r;
     const Matrix part{a.at + r * a.stride, a.stride};
     for (int m = n; m < columns; m += 16)
-      tile_rows<2, kAccumulate>(smaller(rows - r, 6), part, b + m, b_stride, c + r * c_stride + m, c_stride, depth,
-                                offset(r ? nullptr : ahead, m));
+      tile_rows<2, kAccumulate>(height, part, b + m, b_stride, c + r * c_stride + m, c_stride, depth,
+                                offset(i ? nullptr : ahead, m));
   }
 }
 

@@ -10,22 +10,19 @@ namespace LLMOS_ISA {
 namespace {
 
 // Float32 weights packed by 16 columns: panel p holds [k, 16] of columns 16p … 16p + 15.
-void linear32(const float* weight, const float* x, int64_t rows, int64_t columns, int64_t k, int64_t begin, int64_t end,
+void linear32(const float* weight, const float* x, int rows, int64_t columns, int64_t k, int64_t begin, int64_t end,
               float* y) {
   for (int64_t p = begin; p < end; ++p) {
     const float* panel = weight + p * kPanel * k;
+    float* target = y + p * kPanel;
     const int width = int(smaller<int64_t>(kPanel, columns - p * kPanel));
-    for (int64_t r = 0; r < rows; r += 6) {
-      const int count = int(smaller<int64_t>(6, rows - r));
-      float* target = y + r * columns + p * kPanel;
-      if (width == kPanel) {
-        gemm<false, float>(count, {x + r * k, k}, panel, kPanel, target, columns, int(k), kPanel, nullptr);
-        continue;
-      }
-      float aside[6 * kPanel];
-      gemm<false, float>(count, {x + r * k, k}, panel, kPanel, aside, kPanel, int(k), kPanel, nullptr);
-      for (int i = 0; i < count; ++i) std::memcpy(target + i * columns, aside + i * kPanel, width * sizeof(float));
+    if (width == kPanel) {
+      gemm<false, float>(rows, {x, k}, panel, kPanel, target, columns, int(k), kPanel, nullptr);
+      continue;
     }
+    float aside[kMaxLinearRows * kPanel];
+    gemm<false, float>(rows, {x, k}, panel, kPanel, aside, kPanel, int(k), kPanel, nullptr);
+    for (int i = 0; i < rows; ++i) std::memcpy(target + i * columns, aside + i * kPanel, width * sizeof(float));
   }
 }
 

@@ -48,9 +48,10 @@ constexpr int64_t attention_scratch(int head_size, int page_tokens) {
   return kMaxQueryRows * (kKeyTile + 2 * partial_size(head_size)) + head_size * page_tokens;
 }
 
-constexpr int kBlock = 32;   // elements of a row that share a scale, in weights and activations
-constexpr int kColumns = 8;  // output columns that are packed together in quantised weights
-constexpr int kPanel = 16;   // output columns that are packed together in float32 weights
+constexpr int kBlock = 32;          // elements of a row that share a scale, in weights and activations
+constexpr int kColumns = 8;         // output columns that are packed together in quantised weights
+constexpr int kPanel = 16;          // output columns that are packed together in float32 weights
+constexpr int kMaxLinearRows = 48;  // rows of one call of `linear32`: they stay in the second-level cache
 
 // int8 activations: codes [rows, k], and per block of 32 its scale and scale × sum of codes [rows, k / 32].
 struct Activations {
@@ -75,7 +76,7 @@ struct Kernels {
                   float* y);
   void (*linear8)(const QuantisedWeights&, const Activations&, int64_t rows, int64_t group_begin, int64_t group_end,
                   float* y);
-  void (*linear32)(const float* weight, const float* x, int64_t rows, int64_t columns, int64_t k, int64_t panel_begin,
+  void (*linear32)(const float* weight, const float* x, int rows, int64_t columns, int64_t k, int64_t panel_begin,
                    int64_t panel_end, float* y);
   void (*swiglu)(const float* gate, const float* up, int64_t count, float* out);
 };
