@@ -36,11 +36,22 @@ namespace {
 // Release 1.x of ONNX Runtime from the first that was tested. Later ones keep the ABI by policy; the self-test decides.
 constexpr int kMajor = 1, kFirstMinor = 20;
 
+#if defined(__x86_64__)
+// AVX2, FMA and F16C, and an operating system that saves their registers (Intel SDM vol. 1, 14.3 and 14.7.1).
+// Not __builtin_cpu_supports: what stands behind it in Zig's compiler finds no feature on any processor.
+bool has_avx2() {
+  unsigned a, b, c, d, low, high;
+  constexpr unsigned kBasic = bit_FMA | bit_OSXSAVE | bit_AVX | bit_F16C, kSavedXmmYmm = 6;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || (c & kBasic) != kBasic) return false;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  if ((low & kSavedXmmYmm) != kSavedXmmYmm) return false;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_AVX2);
+}
+#endif
+
 const Kernels& choose() {
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    return avx2::table;
+  if (has_avx2()) return avx2::table;
 #elif defined(__APPLE__) && defined(__aarch64__)
   return neon_dot::table;  // every such processor has the extension
 #elif defined(__aarch64__)
