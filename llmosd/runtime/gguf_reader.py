@@ -52,10 +52,10 @@ class Layer:
     down: Matrix
 
 
-class _Reader(GGUFReader):  # type: ignore[misc]
+class _Reader(GGUFReader):
     """GGUFReader on a plain view of its memory map: slicing `numpy.memmap`, as it does per token, is 3 times slower."""
 
-    @property
+    @property  # type: ignore[override]
     def data(self) -> NDArray[np.uint8]:
         return self._data
 
