@@ -93,9 +93,9 @@ async def test_screen(story: str, size: tuple[int, int]) -> None:
         async with asyncio.timeout(20):
             while clock.now != end:
                 await pilot.pause(0.01)
-        app.paint()
-        await pilot.pause()
-        await pilot.pause()
+        app.look()
+        for _ in range(3):  # another form is laid out, its widgets learn their widths, they are painted
+            await pilot.pause()
         painted = screen_text(app) + "\n"
     kept = KEPT / f"{story}-{size[0]}x{size[1]}.txt"
     if os.environ.get("LLMOS_KEEP_SCREENS") == "1":

@@ -100,6 +100,9 @@ class LlmosTop(App[None]):
     def on_resize(self) -> None:
         self.call_after_refresh(self.paint)
 
+    def on_lines_resized(self) -> None:
+        self.paint()
+
     # ---------------------------------------------------------------- state → screen
 
     def deliver(self, message: Message) -> None:
@@ -145,12 +148,11 @@ class LlmosTop(App[None]):
         self._overview.show(shown, form, self.order, headline.advice(shown, live, self._source.where))
 
     def _reshape(self, form: Form, blank: bool) -> None:
-        """Let the stylesheet lay out another form, then paint again: widths are known only afterwards."""
+        """Let the stylesheet lay out another form."""
         root, self._shape = self.screen_stack[0], (form, blank)
         for each in Form:
             root.set_class(each is form, each.value)
         root.set_class(blank, "blank")
-        self.call_after_refresh(self.paint)
 
     def _events_line(self, shown: State, width: int) -> Line:
         if self._note is not None and self._clock() < self._note[2]:

@@ -87,7 +87,7 @@ def banner(state: State, live: Liveness, where: Where, width: int, glyphs: Glyph
             chunks = [line(("connected, waiting for a Frame", role)), line(last)]
         case _:
             chunks = [line((f"connecting to {where.broker}", role)), line(last)]
-    return line((f" {mark} ", role), *flow((chunk for chunk in chunks if width_of(chunk)), width - 4))
+    return line((f" {mark} ", role), *flow(chunks, width - 4))
 
 
 def _remark(state: State) -> Line | None:

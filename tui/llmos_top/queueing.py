@@ -48,7 +48,7 @@ def _mm1_lines(frame: Frame, row: Callable[..., Line], glyphs: Glyphs) -> list[L
         else line(("   ρ ", "label"), NONE)
     )
     if model.why:
-        return [line((fit("M/M/1", 16), "label"), (fit(model.why, 48), "warn"), *rho), row("", ())]
+        return [line((fit("M/M/1", 16), "label"), (clean(model.why), "warn"), *rho), row("", ())]
     errors = (
         signed_percent(_error(model.l, q.measured_l)),
         signed_percent(_error(model.w_s, q.measured_w_s)),

@@ -78,10 +78,10 @@ def crop(spans: Line, width: int) -> Line:
 
 
 def flow(chunks: Iterable[Line], width: int, gap: int = 2) -> Line:
-    """As many of `chunks` as fit whole, in order, `gap` cells apart; only the first is ever cut."""
+    """As many of `chunks` as fit whole, in order and `gap` apart; only the first is ever cut. Empty ones do not count."""
     out: list[Span] = []
     used = 0
-    for chunk in chunks:
+    for chunk in filter(width_of, chunks):
         if not out:
             out.extend(chunk if width_of(chunk) <= width else crop(chunk, width))
             used = width_of(out)

@@ -8,6 +8,7 @@ from typing import ClassVar
 from rich.segment import Segment
 from rich.style import Style
 from textual.geometry import Region
+from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -51,6 +52,9 @@ class Palette(Widget):
 class Lines(Palette):
     """Shows the Lines it was last given; a role's colour is the component style `lines--<role>`."""
 
+    class Resized(Message):
+        """Its Lines were made for another width."""
+
     def __init__(self, *, id: str, ascii: bool) -> None:
         super().__init__(id=id)
         self.ascii = ascii
@@ -62,6 +66,9 @@ class Lines(Palette):
         for y in range(max(len(old), len(self._lines))):
             if old[y : y + 1] != self._lines[y : y + 1]:
                 self.refresh(Region(0, y, self.size.width, 1))
+
+    def on_resize(self) -> None:
+        self.post_message(self.Resized())
 
     def render_line(self, y: int) -> Strip:
         spans = self._lines[y] if y < len(self._lines) else ()
