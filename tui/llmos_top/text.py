@@ -78,7 +78,7 @@ def crop(spans: Line, width: int) -> Line:
 
 
 def flow(chunks: Iterable[Line], width: int, gap: int = 2) -> Line:
-    """As many of `chunks` as fit whole, in order and `gap` apart; only the first is ever cut. Empty ones do not count."""
+    """As many of `chunks` as fit whole, in order, `gap` cells apart; only the first is cut. Empty ones do not count."""
     out: list[Span] = []
     used = 0
     for chunk in filter(width_of, chunks):
