@@ -9,8 +9,6 @@
 namespace llmos {
 namespace LLMOS_ISA {
 
-constexpr int kCacheLine = 64;
-
 template <class T>
 inline T* offset(T* pointer, int64_t by) {
   return pointer ? pointer + by : nullptr;

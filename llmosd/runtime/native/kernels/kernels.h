@@ -48,6 +48,7 @@ constexpr int64_t attention_scratch(int head_size, int page_tokens) {
   return kMaxQueryRows * (kKeyTile + 2 * partial_size(head_size)) + head_size * page_tokens;
 }
 
+constexpr int kCacheLine = 64;      // bytes
 constexpr int kBlock = 32;          // elements of a row that share a scale, in weights and activations
 constexpr int kColumns = 8;         // output columns that are packed together in quantised weights
 constexpr int kPanel = 16;          // output columns that are packed together in float32 weights
