@@ -31,9 +31,9 @@ async def test_64_clients_get_the_texts_that_they_would_get_alone(home: Path) ->
     flags = ("--strict", "--slots", "16", "--page-tokens", "16", "--pages", "24", "--context", "256")
     with started(home, *flags) as daemon:
         async with connect(daemon) as client:
-            alone = [await stream_text(client, prompt, 12) for prompt in prompts]
+            alone = [await stream_text(client, prompt, 20) for prompt in prompts]
             assert len(set(alone)) == len(prompts)
-            together = await asyncio.gather(*(stream_text(client, prompt, 12) for prompt in prompts * 4))
+            together = await asyncio.gather(*(stream_text(client, prompt, 20) for prompt in prompts * 4))
         assert together == alone * 4
         eventually(lambda: daemon.pages_used() == 0, "all pages are free")
         assert daemon.metric("vllm:num_preemptions_total") > 0, "the pool was to be too small"
