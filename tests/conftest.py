@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from llmosd.runtime.catalogue import manifest
 from llmosd.runtime.importer import pull
 from llmosd.runtime.installed import InstalledModel, find
 from llmosd.runtime.paged_model import choose_backend
 from tests.model_home import MODEL_ID, cached_home
+
+settings.register_profile("patient", deadline=None)  # a busy machine is no failure
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

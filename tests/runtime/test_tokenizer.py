@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 from gguf import GGMLQuantizationType as Kind
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from llmosd.errors import InvalidRequest, ModelError
@@ -24,12 +25,17 @@ def tokenizer(model: InstalledModel) -> Tokenizer:
     return model.load_tokenizer()
 
 
-@settings(deadline=None)
+@cache
+def sayable(tokenizer: Tokenizer) -> frozenset[int]:
+    """Bytes that have a token of their own."""
+    tokens = map(tokenizer.token_bytes, range(tokenizer.vocab_size))
+    return frozenset(token[0] for token in tokens if len(token) == 1)
+
+
 @given(text=TEXT | st.from_regex(r"(<\|im_start\|>|<\|im_end\|>| |\n|\d|é|𝔘|'s){0,12}", fullmatch=True))
 def test_plain_text_round_trips(tokenizer: Tokenizer, text: str) -> None:
     """This vocabulary lacks 21 of the 256 bytes (rare controls, planes nobody uses): their text cannot be said."""
-    bytes_with_a_token = {tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)}
-    assume({bytes([byte]) for byte in text.encode()} <= bytes_with_a_token)
+    assume(set(text.encode()) <= sayable(tokenizer))
     ids = tokenizer.encode(text, special=False)
     assert tokenizer.decode(ids) == text
     assert b"".join(tokenizer.token_bytes(token) for token in ids) == text.encode()
