@@ -109,8 +109,8 @@ class Client:
             if response.is_error:
                 response.read()
                 raise _error(response)
-            for line in response.iter_lines():
-                if line.startswith("data: ") and (piece := _piece(line.removeprefix("data: "))):
+            for line in _lines(response.iter_bytes()):
+                if line.startswith(b"data: ") and (piece := _piece(line.removeprefix(b"data: "))):
                     yield piece
 
     def complete(self, prompt: str | Sequence[int], model: str, **params: Any) -> Answer:
@@ -250,9 +250,17 @@ def _leaf(detail: _ErrorDetail, status: int) -> LlmosError:
     return leaf(detail.message, param=detail.param)
 
 
-def _piece(data: str) -> Piece | None:
+def _lines(received: Iterator[bytes]) -> Iterator[bytes]:
+    """Whole lines, ended by \\n alone: httpx's own would also split at the line separators of Unicode inside a text."""
+    rest = b""
+    for data in received:
+        *lines, rest = (rest + data).split(b"\n")
+        yield from lines
+
+
+def _piece(data: bytes) -> Piece | None:
     """None for the end mark and for a chunk that says nothing new. Raises the error that ended the stream."""
-    if data == "[DONE]":
+    if data == b"[DONE]":
         return None
     chunk = msgspec.json.decode(data, type=_Chunk)
     if chunk.error is not None:

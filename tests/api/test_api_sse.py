@@ -3,10 +3,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
+import msgspec
 import pytest
 from starlette.types import Message
 
-from llmosd.application.http.sse import EventStream
+from llmosd.application.http.sse import EventStream, sse
 
 
 class Connection:
@@ -112,3 +113,10 @@ async def test_a_stopped_server_closes_the_events() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert closed.is_set()
+
+
+def test_an_event_is_one_line_for_every_kind_of_splitter() -> None:
+    text = "a\x85b\u2028c\u2029d\x0b\x0c\x1c\x1d\x1e\r\n\u00e5"
+    lines = sse(text).decode().splitlines()
+    assert len(lines) == 2, lines
+    assert msgspec.json.decode(lines[0].removeprefix("data: ")) == text

@@ -16,9 +16,16 @@ DONE = b"data: [DONE]\n\n"
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy must pass each event on at once
 
 
+_SEPARATORS = [(separator.encode(), b"\\u%04x" % ord(separator)) for separator in "\x85\u2028\u2029"]
+
+
 def sse(*payloads: Any) -> bytes:
-    """One event each."""
-    return b"".join(b"data: " + msgspec.json.encode(payload) + b"\n\n" for payload in payloads)
+    """One event each. Unicode's line separators are escaped: some clients split lines at them, inside a text too."""
+    data = b"".join(b"data: " + msgspec.json.encode(payload) + b"\n\n" for payload in payloads)
+    if not data.isascii():
+        for separator, escaped in _SEPARATORS:
+            data = data.replace(separator, escaped)
+    return data
 
 
 class EventStream(Response):
