@@ -45,9 +45,9 @@ def _start(args: argparse.Namespace) -> int:
         record = detach(settings)
         print(f"serving {record.model} at {record.http}, pid {record.pid}, log {record.log}")
         return 0
-    from llmosd.application import daemon
+    from llmosd.application.daemon import run
 
-    return daemon.run(settings)
+    return run(settings)
 
 
 def detach(settings: Config) -> Record:
