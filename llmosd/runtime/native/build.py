@@ -71,7 +71,7 @@ def compilers() -> list[list[str]]:
     """Commands to try, best first: $CXX, the system's compilers, the one in the `ziglang` wheel."""
     found = [shlex.split(os.environ["CXX"])] if os.environ.get("CXX") else []
     found += [[path] for name in ("c++", "g++", "clang++") if (path := shutil.which(name))]
-    found.append([sys.executable, "-m", "ziglang", "c++"])
+    found.append([sys.executable, "-m", "ziglang", "c++", "-mcpu=baseline"])  # its default is this very processor
     return found
 
 
