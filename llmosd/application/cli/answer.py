@@ -66,18 +66,21 @@ class StatusLine:
 
     def __init__(self) -> None:
         self._on = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-        self._rows = os.get_terminal_size(sys.stderr.fileno()).lines if self._on and sys.stdout.isatty() else 0
+        self._rows = 0
         self._shown_at = 0.0
+        if self._on and sys.stdout.isatty():
+            self._rows = os.get_terminal_size(sys.stderr.fileno()).lines
+            self._on = self._rows > 2  # a terminal that does not tell its size has no row to spare
 
     def __enter__(self) -> StatusLine:
-        if self._rows:
+        if self._on and self._rows:
             self._write(f"\n\x1b7\x1b[1;{self._rows - 1}r\x1b8\x1b[1A")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._rows:
+        if self._on and self._rows:
             self._write(f"\x1b7\x1b[1;{self._rows}r\x1b[{self._rows};1H\x1b[2K\x1b8")
         elif self._on:
             self._write("\r\x1b[2K")
