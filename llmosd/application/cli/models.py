@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.filesize import decimal
 
 from llmosd.application.cli import options, output
 from llmosd.application.cli.progress import Bars
+from llmosd.config import Config
 from llmosd.errors import ModelError, NotFound
 
 
@@ -34,17 +36,22 @@ def add(commands: Any) -> None:
     listing.set_defaults(handler=_list)
 
 
-def _pull(args: argparse.Namespace) -> int:
+def pull(settings: Config, model_id: str) -> Path:
+    """Fetch and import a model unless it is there, with progress on stderr; where it lies. Raises ModelError."""
     from llmosd.hardware import processors
     from llmosd.runtime import catalogue, importer, scaling
     from llmosd.runtime.paged_model import choose_backend
 
-    settings = options.load(args)
     backend, _ = choose_backend(settings.backend, strict=False)
     with Bars() as progress:
-        model = importer.pull(catalogue.manifest(args.model), settings.home, backend, progress)
+        model = importer.pull(catalogue.manifest(model_id), settings.home, backend, progress)
         scaling.ensure(model, backend, processors.usable_cores(), progress)
-    print(f"{model.id} is installed in {model.path}")
+    return model.path
+
+
+def _pull(args: argparse.Namespace) -> int:
+    path = pull(options.load(args), args.model)
+    print(f"{args.model} is installed in {path}")
     return 0
 
 

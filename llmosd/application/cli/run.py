@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from llmosd.application import instance
-from llmosd.application.cli import daemon, options, output
+from llmosd.application.cli import daemon, models, options, output
 from llmosd.application.cli.answer import stream_answer
 from llmosd.application.client import Client
 from llmosd.config import Config
@@ -37,7 +37,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.serve and not _on_terminal() and instance.running(settings.home) is None:
         return _serve(settings, args, prompt or FIRST_PROMPT)
     with Client(_ready_daemon(settings)) as client:
-        print(f"API: {client.url}/v1", file=sys.stderr) if args.serve else None
+        if args.serve:
+            print(f"API: {client.url}/v1", file=sys.stderr)
         conversation = Conversation(client, args)
         if not prompt and sys.stdin.isatty():
             return conversation.talk()
@@ -91,7 +92,7 @@ class Conversation:
 
 
 def _ready_daemon(settings: Config) -> str:
-    """The address of a daemon that answers, started if there is none at the address it should have."""
+    """The address of a daemon that answers: started, and its model fetched, where that is still to do."""
     url = options.http_url(settings)
     try:
         with Client(url) as client:
@@ -99,6 +100,7 @@ def _ready_daemon(settings: Config) -> str:
     except Unavailable:
         if instance.running(settings.home) is not None:
             raise
+        models.pull(settings, settings.model)
         print("no daemon runs; starting one (`llmosd stop` ends it)", file=sys.stderr)
         return daemon.detach(settings).http
     return url
