@@ -16,6 +16,8 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+from starlette.applications import Starlette
+
 from llmosd.application import blueprint, instance
 from llmosd.application.blueprint import Blueprint
 from llmosd.application.broker import ensure_broker
@@ -23,6 +25,7 @@ from llmosd.application.bus import Bus
 from llmosd.application.engine import Batch, ThreadEngine
 from llmosd.application.eventlog import EventLog
 from llmosd.application.frames import FrameBuilder, Identity
+from llmosd.application.gauges import offer_metrics
 from llmosd.application.http.app import create_app
 from llmosd.application.http.generation import Backing, Model
 from llmosd.application.http.metrics import Metrics
@@ -123,7 +126,7 @@ class Daemon:
         await asyncio.to_thread(self._engine.start)
         log.info("%s on %s: %s; %s", config.model, plan.backend, plan.why, plan.limits)
 
-    def _app(self, plan: Blueprint) -> Any:
+    def _app(self, plan: Blueprint) -> Starlette:
         model = Model(self._config.model, plan.limits.context, int(plan.model.record.imported_at))
         prompts = Prompts(plan.model.load_tokenizer(), plan.model.load_chat_template())
         return create_app(
@@ -200,19 +203,6 @@ class Daemon:
         if self._engine.failure:
             self._events.note("error", "engine.died", self._engine.failure)
             raise LlmosError(self._engine.failure)
-
-
-def offer_metrics(metrics: Metrics, lag: LoopLag, bus: Bus, store: Store) -> None:
-    """What others keep, read at every scrape."""
-
-    def lag_s() -> float | None:
-        p99 = lag.p99_ms()
-        return None if p99 is None else p99 / 1e3
-
-    metrics.gauge("llmos_loop_lag_p99_seconds", "How late the event loop runs what is due, over 60 s", lag_s)
-    metrics.gauge("llmos_broker_connected", "1 while telemetry reaches the broker", lambda: bus.connected)
-    metrics.counter("llmos_telemetry_gaps", "Frames and events that missed the broker", lambda: bus.gaps)
-    metrics.counter("llmos_rows_lost", "Rows that could not be stored", lambda: store.lost)
 
 
 async def _set(event: asyncio.Event) -> None:

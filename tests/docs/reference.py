@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from llmos_top.keys import KEYS
 from llmosd.application.cli import parser
-from llmosd.application.daemon import offer_metrics
+from llmosd.application.gauges import offer_metrics
 from llmosd.application.http.app import create_app
 from llmosd.application.http.metrics import Metrics
 from llmosd.application.migrate import migrate

@@ -103,7 +103,7 @@ def _status(args: argparse.Namespace) -> int:
     if args.json:
         output.json(facts)
     else:
-        output.facts((name, value) for name, value in facts.items() if value not in ("", 0, 0.0))
+        output.facts((name, value) for name, value in facts.items() if value and name != "started_at")
     return 0 if alive else 3
 
 
