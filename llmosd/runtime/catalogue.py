@@ -29,6 +29,13 @@ class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     continuation: tuple[int, ...]
 
 
+class Chat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How its makers sample from it in a conversation; the command line does so unless told otherwise."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything about a model that is known before it is fetched."""
 
@@ -38,6 +45,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: Source
     geometry: Geometry
     golden: Golden
+    chat: Chat = Chat()
 
 
 def manifests() -> dict[str, Manifest]:

@@ -7,12 +7,15 @@ import contextlib
 import sys
 from typing import Any
 
+import msgspec
+
 from llmosd.application import instance
 from llmosd.application.cli import daemon, models, options, output
 from llmosd.application.cli.answer import stream_answer
 from llmosd.application.client import Client
 from llmosd.config import Config
 from llmosd.errors import LlmosError, Unavailable
+from llmosd.runtime import catalogue
 
 FIRST_PROMPT = "In one sentence: what does an operating system do?"
 
@@ -24,7 +27,8 @@ def add(commands: Any) -> None:
     parser.add_argument("prompt", nargs="*", help="what to ask; without it, a conversation")
     parser.add_argument("--system", help="instructions that come before the conversation")
     parser.add_argument("--max-tokens", type=int, help="the longest answer")
-    parser.add_argument("--temperature", type=float, help="0 is greedy")
+    parser.add_argument("--temperature", type=float, help="0 is greedy; default: what the model's makers recommend")
+    parser.add_argument("--top-p", type=float, help="sample from the likeliest tokens that make up this probability")
     parser.add_argument("--seed", type=int, help="the same seed gives the same answer")
     parser.add_argument("--serve", action="store_true", help="without a terminal: answer once, then stay as the daemon")
     options.add_config(parser)
@@ -53,8 +57,8 @@ class Conversation:
         self._client = client
         self._model = client.models()[0]
         self._messages: Messages = [{"role": "system", "content": args.system}] if args.system else []
-        wanted = {name: getattr(args, name) for name in ("max_tokens", "temperature", "seed")}
-        self._sampling = {name: value for name, value in wanted.items() if value is not None}
+        wanted = {name: getattr(args, name) for name in ("max_tokens", "temperature", "top_p", "seed")}
+        self._sampling = _recommended(self._model) | {name: to for name, to in wanted.items() if to is not None}
 
     def ask(self, text: str) -> None:
         """Stream the answer to stdout; what was answered until an interrupt stays in the history."""
@@ -89,6 +93,12 @@ class Conversation:
             raise
         except LlmosError as exc:
             output.error(exc.message)
+
+
+def _recommended(model: str) -> dict[str, float]:
+    """How to sample from a model of the catalogue in a conversation; nothing for others."""
+    known = catalogue.manifests().get(model)
+    return msgspec.structs.asdict(known.chat) if known else {}
 
 
 def _ready_daemon(settings: Config) -> str:
