@@ -189,7 +189,7 @@ def report(reference: float, costs: list[Cost], tokens: int) -> None:
 def machine() -> dict[str, str]:
     found = native.status()
     return {
-        "system": platform.platform(),
+        "system": platform.system(),
         "processor": platform.machine(),
         "instruction_set": found.isa,
         "compiler": found.compiler,
