@@ -88,7 +88,7 @@ class Kernel:
             raise InvalidRequest("the request arrives in the future", param="arrived")
         validate(spec, self.limits)
         max_tokens = resolve_max_tokens(spec, self.limits)
-        if len(self.policy) >= self.limits.queue_limit:
+        if len(self.policy) >= self.limits.queue_limit + self._table.free_rows:  # who finds a slot does not wait
             raise QueueFull(f"{len(self.policy)} requests are waiting already; try again later", retry_after_s=1.0)
         request = Request(spec, self._accepted, max_tokens, self._next_sequence, now)
         self._accepted += 1

@@ -11,8 +11,9 @@ from llmosd.errors import ConfigError
 class Limits:
     """Fixed for the life of a kernel; raises ConfigError when they contradict each other.
 
-    `slots` sequences run at most; a step feeds at most `token_budget` tokens; `queue_limit` requests wait at most;
-    one sequence holds at most `context` tokens; the pool has `pages` pages of `page_tokens` tokens each.
+    `slots` sequences run at most; a step feeds at most `token_budget` tokens; `queue_limit` requests wait at most, not
+    counting those that the free slots are for; one sequence holds at most `context` tokens; the pool has `pages` pages
+    of `page_tokens` tokens each.
     """
 
     slots: int

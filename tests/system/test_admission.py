@@ -120,6 +120,18 @@ def test_the_queue_is_bounded_and_what_runs_does_not_count() -> None:
     world.drain()
 
 
+def test_a_burst_into_free_slots_does_not_fill_the_queue() -> None:
+    world = World(make_limits(slots=4, queue_limit=1))
+    for _ in range(5):
+        world.submit(3)
+    with pytest.raises(QueueFull, match="5 requests"):
+        world.submit(3)
+    world.step()
+    with pytest.raises(QueueFull, match="1 requests"):
+        world.submit(3)
+    world.drain()
+
+
 def test_commands_on_unknown_and_ended_requests_are_not_found() -> None:
     kernel = World().kernel
     kernel.submit(spec(), 0)
