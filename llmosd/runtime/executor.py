@@ -6,10 +6,10 @@ import time
 from array import array
 
 from llmosd.errors import StepError
-from llmosd.runtime.cuts import Row
 from llmosd.runtime.detokenizer import Detokenizer
 from llmosd.runtime.packing import Packer
 from llmosd.runtime.paged_model import PagedModel
+from llmosd.runtime.rows import Row, best_rows
 from llmosd.runtime.sampling import Draw, Sampler, Stream
 from llmosd.runtime.tokenizer import Tokenizer
 from llmosd.types import (
@@ -39,7 +39,7 @@ class OnnxExecutor:
         self._tokenizer = tokenizer
         self._packer = Packer(page_table, rows, columns, model.page_tokens)
         self._vocab = min(model.geometry.vocab, tokenizer.vocab_size)  # rows of logits may be padded beyond the tokens
-        self._sampler = Sampler(self._vocab)
+        self._sampler = Sampler(best_rows())
         self._sequences: dict[SequenceId, _Sequence] = {}
 
     def execute(self, plan: Plan) -> StepResult:

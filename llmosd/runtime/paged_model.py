@@ -87,7 +87,8 @@ class PagedModel:
         self._binding = self._session.io_binding()
         self._bound: dict[str, NDArray[Any]] = {}
         self.keys, self.values = self._bind_pool()  # by layer; in place, as the graph sees them
-        self._logits = np.empty((0, geometry.vocab), np.float32)
+        self._memory: F32 = np.empty((0, geometry.vocab), np.float32)  # of logits
+        self._logits: F32 | None = None
 
     @classmethod
     def load(
@@ -186,11 +187,13 @@ class PagedModel:
         self._binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
 
     def _bind_logits(self, rows: int) -> F32:
-        if rows > len(self._logits):
-            self._logits = np.empty((rows, self.geometry.vocab), np.float32)
-        view = self._logits[:rows]
-        self._bind_output("logits", view)
-        return view
+        """The buffer for logits of `rows` rows; one that is bound already stays bound."""
+        if rows > len(self._memory):
+            self._memory = np.empty((rows, self.geometry.vocab), np.float32)
+        if self._logits is None or rows != len(self._logits):
+            self._logits = self._memory[:rows]
+            self._bind_output("logits", self._logits)
+        return self._logits
 
     # ------------------------------------------------------------ what the gather graph leaves to the host
 

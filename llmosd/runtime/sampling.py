@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmosd.errors import StepError
-from llmosd.runtime.cuts import Row, RunningSum, cut, upper_set
-from llmosd.runtime.softmax import Softmax
+from llmosd.runtime.distribution import NOT_FINITE, Distribution, quantile
+from llmosd.runtime.rows import Row, Rows
 from llmosd.types import Sampling, SequenceStart
 
 GREEDY_BELOW = 1e-5  # a temperature under this is greedy: dividing by it would overflow float32
@@ -102,38 +102,39 @@ class Draw:
 
 
 class Sampler:
-    """Draws tokens; owns the scratch memory and the softmax for rows of one vocabulary size. One thread only."""
+    """Draws tokens, each from its own row and stream alone."""
 
-    def __init__(self, vocab: int) -> None:
-        self._softmax = Softmax(vocab)
-        self._scratch = np.empty(vocab, np.float32)
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
 
     def draw(self, raw: Row, stream: Stream) -> Draw:
-        """Choose the stream's next token; changes nothing but scratch memory.
+        """Choose the stream's next token; changes nothing. Raises StepError if the logits are not finite."""
+        if stream.sampling.logprobs is None:
+            return Draw(self._choose(raw, stream))
+        distribution = Distribution(raw, 1.0, self._rows)
+        token = _pick(distribution, stream) if _is_plain(stream) else self._choose(raw, stream)
+        ids = distribution.top(stream.sampling.logprobs)
+        own, *top = distribution.logprobs(np.append(token, ids))
+        return Draw(token, own, tuple(zip(ids.tolist(), top, strict=True)))
 
-        Raises StepError if the logits are not finite.
-        """
-        best = int(raw.argmax())  # the first NaN, if there is one
-        if not math.isfinite(raw[best]):
-            raise StepError("the model produced logits that are not finite numbers; this sequence cannot go on")
-        count = stream.sampling.logprobs
-        if count is None:
-            return Draw(self._choose(raw, best, stream))
-        probabilities = self._softmax(raw)
-        log_sum = float(raw[best]) - math.log(probabilities[best])
-        token = _pick(probabilities, stream) if _is_plain(stream) else self._choose(raw, best, stream)
-        return Draw(token, float(raw[token]) - log_sum, _likeliest(raw, count, log_sum))
-
-    def _choose(self, raw: Row, best: int, stream: Stream) -> int:
-        logits = self._penalised(raw, stream.penalties) if stream.penalties.active else raw
+    def _choose(self, raw: Row, stream: Stream) -> int:
+        logits = _penalised(raw, stream.penalties) if stream.penalties.active else raw
         if stream.sampling.temperature < GREEDY_BELOW:
-            return best if logits is raw else int(logits.argmax())
-        return _pick(self._softmax(logits, stream.sampling.temperature), stream)
+            return _greatest(logits)
+        return _pick(Distribution(logits, 1.0 / stream.sampling.temperature, self._rows), stream)
 
-    def _penalised(self, raw: Row, penalties: Penalties) -> Row:
-        np.copyto(self._scratch, raw)
-        penalties.apply(self._scratch)
-        return self._scratch
+
+def _penalised(raw: Row, penalties: Penalties) -> Row:
+    logits = raw.copy()
+    penalties.apply(logits)
+    return logits
+
+
+def _greatest(logits: Row) -> int:
+    best = int(logits.argmax())  # the first NaN, if there is one
+    if not math.isfinite(logits[best]):
+        raise StepError(NOT_FINITE)
+    return best
 
 
 def _is_plain(stream: Stream) -> bool:
@@ -141,19 +142,10 @@ def _is_plain(stream: Stream) -> bool:
     return stream.sampling.temperature == 1.0 and not stream.penalties.active
 
 
-def _pick(probabilities: Row, stream: Stream) -> int:
+def _pick(distribution: Distribution, stream: Stream) -> int:
     sampling = stream.sampling
     u = uniform(sampling.seed, stream.choice, stream.position)
     if sampling.top_p >= 1.0 and not sampling.top_k and sampling.min_p <= 0.0:
-        return RunningSum(probabilities).quantile(u)
-    ids = cut(probabilities, sampling)
-    return int(ids[RunningSum(probabilities[ids]).quantile(u)])
-
-
-def _likeliest(raw: Row, count: int, log_sum: float) -> tuple[tuple[int, float], ...]:
-    """The `count` likeliest tokens and their log probabilities, likeliest first, ties by token id."""
-    if not count:
-        return ()
-    ids = upper_set(raw, count)
-    ids = ids[(-raw[ids]).argsort(kind="stable")[:count]]
-    return tuple(zip(ids.tolist(), (raw[ids].astype(np.float64) - log_sum).tolist(), strict=True))
+        return distribution.quantile(u)
+    ids, weights = distribution.cut(sampling)
+    return int(ids[quantile(weights, u * float(weights.sum()))])

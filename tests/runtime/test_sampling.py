@@ -13,7 +13,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llmosd.errors import StepError
-from llmosd.runtime.cuts import RunningSum, upper_set
+from llmosd.runtime import native
+from llmosd.runtime.distribution import Distribution, quantile
+from llmosd.runtime.rows import NativeRows, NumpyRows, Rows
 from llmosd.runtime.sampling import Draw, Sampler, Stream, uniform
 from llmosd.types import Sampling, SequenceStart
 
@@ -37,6 +39,16 @@ samplings = st.builds(
 
 def logits(rng: np.random.Generator, vocab: int, spread: float) -> npt.NDArray[np.float32]:
     return (rng.standard_normal(vocab) * spread).astype(np.float32)
+
+
+@pytest.fixture(scope="module", params=["native", "numpy"])
+def rows(request: pytest.FixtureRequest) -> Rows:
+    if request.param == "numpy":
+        return NumpyRows()
+    found = native.status()
+    if not found.available or found.path is None:
+        pytest.skip(found.why)
+    return NativeRows(native.load(found.path))
 
 
 def stream(sampling: Sampling, prompt: list[int], output: list[int], choice: int = 0) -> Stream:
@@ -87,7 +99,7 @@ def survivors(p: npt.NDArray[np.float64], sampling: Sampling) -> tuple[set[int],
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**32), vocabularies, spreads, samplings, st.integers(0, 3))
 def test_draw_is_the_inverse_cdf_of_the_reference(
-    seed: int, vocab: int, spread: float, sampling: Sampling, choice: int
+    rows: Rows, seed: int, vocab: int, spread: float, sampling: Sampling, choice: int
 ) -> None:
     rng = np.random.default_rng(seed)
     row = logits(rng, vocab, spread)
@@ -95,7 +107,7 @@ def test_draw_is_the_inverse_cdf_of_the_reference(
     p = softmax(penalised(row, sampling, prompt, output), sampling.temperature)
     kept, margin = survivors(p, sampling)
     assume(margin > EDGE)
-    token = Sampler(vocab).draw(row, stream(sampling, prompt, output, choice)).token
+    token = Sampler(rows).draw(row, stream(sampling, prompt, output, choice)).token
     assert token in kept
     weights = np.where([t in kept for t in range(vocab)], p, 0.0)
     after = np.cumsum(weights / weights.sum())
@@ -105,21 +117,23 @@ def test_draw_is_the_inverse_cdf_of_the_reference(
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), vocabularies, spreads, samplings.map(lambda s: replace(s, temperature=0.0)))
-def test_greedy_is_the_penalised_maximum(seed: int, vocab: int, spread: float, sampling: Sampling) -> None:
+def test_greedy_is_the_penalised_maximum(rows: Rows, seed: int, vocab: int, spread: float, sampling: Sampling) -> None:
     rng = np.random.default_rng(seed)
     row = logits(rng, vocab, spread)
     prompt, output = rng.integers(0, vocab, 20).tolist(), rng.integers(0, vocab, 70).tolist()
     values = penalised(row, sampling, prompt, output)
-    token = Sampler(vocab).draw(row, stream(sampling, prompt, output)).token
+    token = Sampler(rows).draw(row, stream(sampling, prompt, output)).token
     assert values[token] >= max(values) - 1e-5
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), vocabularies, spreads, samplings, st.integers(0, 20))
-def test_logprobs_are_of_the_raw_row(seed: int, vocab: int, spread: float, sampling: Sampling, count: int) -> None:
+def test_logprobs_are_of_the_raw_row(
+    rows: Rows, seed: int, vocab: int, spread: float, sampling: Sampling, count: int
+) -> None:
     rng = np.random.default_rng(seed)
     row = logits(rng, vocab, spread)
-    draw = Sampler(vocab).draw(row, stream(replace(sampling, logprobs=count), [0], [0]))
+    draw = Sampler(rows).draw(row, stream(replace(sampling, logprobs=count), [0], [0]))
     expected = np.log(softmax(row.tolist()))
     assert draw.logprob == pytest.approx(expected[draw.token], abs=1e-4)
     order = sorted(range(vocab), key=lambda token: (-row[token], token))[:count]
@@ -127,35 +141,50 @@ def test_logprobs_are_of_the_raw_row(seed: int, vocab: int, spread: float, sampl
     assert [value for _, value in draw.top] == pytest.approx(expected[order], abs=1e-4)
 
 
-def test_ties_at_an_edge_go_to_the_lower_ids() -> None:
+def test_ties_at_an_edge_go_to_the_lower_ids(rows: Rows) -> None:
     row = np.zeros(5003, np.float32)
     row[[9, 70, 4000]] = 10.0
-    sampler = Sampler(len(row))
+    sampler = Sampler(rows)
     drawn = {sampler.draw(row, stream(Sampling(top_k=2, seed=s), [0], [])).token for s in range(50)}
     assert drawn == {9, 70}
     top = sampler.draw(row, stream(Sampling(temperature=0.0, logprobs=4), [0], [])).top
     assert [token for token, _ in top] == [9, 70, 4000, 0]
 
 
-@given(st.integers(0, 2**32), st.sampled_from([1, 64, 129, 5003]), st.integers(1, 6000))
-def test_upper_set_holds_the_largest(seed: int, length: int, count: int) -> None:
-    row = np.random.default_rng(seed).integers(0, 50, length).astype(np.float32)
-    chosen = upper_set(row, count)
-    assert len(chosen) >= min(count, length)
-    left_out = np.delete(row, chosen)
-    assert left_out.size == 0 or left_out.max() < row[chosen].min()
-    assert (np.diff(chosen) > 0).all()
+@given(st.integers(0, 2**32), vocabularies, spreads, st.sampled_from([0.1, 1.0, 3.0]))
+def test_blocks_are_those_of_the_reference(rows: Rows, seed: int, vocab: int, spread: float, scale: float) -> None:
+    row = logits(np.random.default_rng(seed), vocab, spread)
+    maxima, sums = rows.weigh(row, scale)
+    exact = np.exp((row.astype(np.float64) - row.max()) * scale)
+    starts = np.arange(0, vocab, 64)
+    np.testing.assert_array_equal(maxima, np.maximum.reduceat(row, starts))
+    np.testing.assert_allclose(sums, np.add.reduceat(exact, starts), rtol=1e-5)
 
 
-@given(st.integers(0, 2**32), st.sampled_from([1, 5, 256, 257, 5003]), st.floats(0, 1, exclude_max=True))
-def test_running_sum_finds_what_a_plain_cumulative_sum_does(seed: int, length: int, u: float) -> None:
-    """Small integers, zeros among them, so that every sum is exact."""
-    weights = np.random.default_rng(seed).integers(0, 3, length).astype(np.float32)
-    weights[length // 2] = 1.0
-    plain, sums = np.cumsum(weights, dtype=np.float64), RunningSum(weights)
-    assert sums.total == plain[-1]
-    assert sums.quantile(u) == np.searchsorted(plain, u * plain[-1], side="right")
-    assert sums.index(u * plain[-1]) == np.searchsorted(plain, u * plain[-1])
+@given(st.integers(0, 2**32), vocabularies, st.integers(1, 60), st.integers(0, 6000))
+def test_top_is_a_full_sort_cut_off(rows: Rows, seed: int, vocab: int, values: int, count: int) -> None:
+    """Few distinct values, zeros of both signs among them, so that there are ties."""
+    row = (np.random.default_rng(seed).integers(0, values, vocab) - values // 2).astype(np.float32)
+    row[::3] *= np.where(row[::3] == 0, np.float32(-1), np.float32(1))
+    maxima, _ = rows.weigh(row, 1.0)
+    expected = sorted(range(vocab), key=lambda token: (-row[token], token))[:count]
+    assert rows.top(row, maxima, count).tolist() == expected
+
+
+@given(st.integers(0, 2**32), vocabularies, st.floats(0, 1, exclude_max=True))
+def test_quantile_finds_what_a_plain_cumulative_sum_does(rows: Rows, seed: int, vocab: int, u: float) -> None:
+    row = logits(np.random.default_rng(seed), vocab, 2.0)
+    ends = np.cumsum(softmax(row.tolist()))
+    token = Distribution(row, 1.0, rows).quantile(u)
+    assert (ends[token - 1] if token else 0.0) - EDGE <= u <= ends[token] + EDGE
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=80).filter(any), st.floats(0, 1, exclude_max=True))
+def test_a_weight_of_zero_is_never_chosen(weights: list[int], u: float) -> None:
+    """Small integers, so that every sum is exact."""
+    chosen = quantile(np.array(weights, np.float64), u * sum(weights))
+    assert chosen == np.searchsorted(np.cumsum(weights), u * sum(weights), side="right")
+    assert weights[quantile(np.array(weights, np.float64), sum(weights))]
 
 
 @pytest.mark.parametrize(
@@ -168,12 +197,12 @@ def test_running_sum_finds_what_a_plain_cumulative_sum_does(seed: int, length: i
         Sampling(min_p=0.2),
     ],
 )
-def test_frequencies_follow_the_distribution(sampling: Sampling) -> None:
+def test_frequencies_follow_the_distribution(rows: Rows, sampling: Sampling) -> None:
     """Chi-square over 4,000 draws with fixed seeds, bound at p = 0.001 (Wilson-Hilferty approximation)."""
     row = logits(np.random.default_rng(5), 300, 1.5)
     kept, _ = survivors(softmax(row.tolist(), sampling.temperature), sampling)
     p = softmax(row.tolist(), sampling.temperature)[sorted(kept)]
-    sampler, draws = Sampler(len(row)), 4000
+    sampler, draws = Sampler(rows), 4000
     counts = Counter(sampler.draw(row, stream(replace(sampling, seed=s), [0], [])).token for s in range(draws))
     assert set(counts) <= kept
     expected = dict(zip(sorted(kept), p / p.sum() * draws, strict=True))
@@ -187,9 +216,9 @@ def test_frequencies_follow_the_distribution(sampling: Sampling) -> None:
     assert statistic < freedom * (1 - 2 / (9 * freedom) + 3.09 * math.sqrt(2 / (9 * freedom))) ** 3
 
 
-def test_a_draw_does_not_depend_on_what_was_drawn_before_it() -> None:
+def test_a_draw_does_not_depend_on_what_was_drawn_before_it(rows: Rows) -> None:
     rng = np.random.default_rng(1)
-    rows = [logits(rng, 5003, 2.0) for _ in range(8)]
+    several = [logits(rng, 5003, 2.0) for _ in range(8)]
     settings_of = [
         Sampling(
             temperature=0.5 + i / 4, top_p=0.9 if i % 2 else 1.0, presence_penalty=i % 3, seed=i, logprobs=i or None
@@ -198,10 +227,10 @@ def test_a_draw_does_not_depend_on_what_was_drawn_before_it() -> None:
     ]
 
     def draws(sampler: Sampler, order: list[int]) -> dict[int, Draw]:
-        return {i: sampler.draw(rows[i], stream(settings_of[i], [1, 2], [3, 3])) for i in order}
+        return {i: sampler.draw(several[i], stream(settings_of[i], [1, 2], [3, 3])) for i in order}
 
-    alone = {i: draws(Sampler(5003), [i])[i] for i in range(8)}
-    shared = Sampler(5003)
+    alone = {i: draws(Sampler(rows), [i])[i] for i in range(8)}
+    shared = Sampler(rows)
     assert draws(shared, list(range(8))) == alone
     assert draws(shared, [5, 2, 7, 0, 1, 3, 6, 4]) == alone
 
@@ -220,9 +249,19 @@ def test_random_numbers_stay_what_they_are() -> None:
     assert uniform(42, 1, 100) == 0.6745872367327186
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.0), Sampling(temperature=0.0, logprobs=0)])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_logits_that_are_not_finite_are_an_error(bad: float) -> None:
+@pytest.mark.parametrize("place", [17, 299])
+def test_logits_that_are_not_finite_are_an_error(rows: Rows, sampling: Sampling, bad: float, place: int) -> None:
     row = np.zeros(300, np.float32)
-    row[17] = bad
+    row[place] = bad
     with pytest.raises(StepError, match="not finite"):
-        Sampler(300).draw(row, stream(Sampling(), [0], []))
+        Sampler(rows).draw(row, stream(sampling, [0], []))
+
+
+def test_a_logit_of_minus_infinity_is_a_token_that_never_comes(rows: Rows) -> None:
+    row = np.full(300, -math.inf, np.float32)
+    row[[3, 290]] = 1.0
+    for seed in range(50):
+        for sampling in (Sampling(seed=seed), Sampling(seed=seed, top_p=0.99), Sampling(seed=seed, logprobs=1)):
+            assert Sampler(rows).draw(row, stream(sampling, [0], [])).token in (3, 290)

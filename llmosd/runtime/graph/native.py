@@ -47,7 +47,6 @@ class NativeOperators:
             num_heads=g.heads,
             kv_num_heads=g.kv_heads,
             scale=g.head_dim**-0.5,
-            strict=int(self._strict),
             threads=0,
         )
 

@@ -65,11 +65,15 @@ def register(options: onnxruntime.SessionOptions) -> None:
 
 
 def load(path: Path) -> ctypes.CDLL:
-    """The library's entry points beside the operators: facts about the build, and a choice of kernels for tests."""
+    """The library's entry points beside the operators: rows of logits, facts about the build, kernels for tests."""
     library = ctypes.CDLL(str(path))
     library.llmos_instruction_set.restype = ctypes.c_char_p
     library.llmos_compiler.restype = ctypes.c_char_p
     library.llmos_use_kernels.argtypes = [ctypes.c_char_p]
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+    library.llmos_weigh.argtypes = [pointer, count, ctypes.c_float, pointer, pointer]
+    library.llmos_weigh.restype = None
+    library.llmos_top.argtypes = [pointer, count, pointer, count, pointer]
     return library
 
 

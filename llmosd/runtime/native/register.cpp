@@ -8,10 +8,9 @@
 #include <sys/auxv.h>
 #endif
 
+#include "export.h"
 #include "kernels/kernels.h"
 #include "operator.h"
-
-#define LLMOS_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace llmos {
 

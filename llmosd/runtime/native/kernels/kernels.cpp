@@ -1,5 +1,6 @@
 // The table of kernels for one instruction set; the build compiles this file once for each, with LLMOS_ISA set.
 #include "attention.h"
+#include "distribution.h"
 #include "quantised.h"
 
 #define LLMOS_NAME_(isa) #isa
@@ -45,8 +46,8 @@ void swiglu(const float* gate, const float* up, int64_t count, float* out) {
 }  // namespace
 
 extern const Kernels table;
-const Kernels table = {LLMOS_NAME(LLMOS_ISA), rotate_and_store_any, attend,   merge, quantise_row,
-                       quantised<4>,          quantised<8>,         linear32, swiglu};
+const Kernels table = {LLMOS_NAME(LLMOS_ISA), rotate_and_store_any, attend,   merge,  quantise_row,
+                       quantised<4>,          quantised<8>,         linear32, swiglu, weigh};
 
 }  // namespace LLMOS_ISA
 }  // namespace llmos

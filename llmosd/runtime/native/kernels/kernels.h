@@ -52,6 +52,7 @@ constexpr int kCacheLine = 64;      // bytes
 constexpr int kBlock = 32;          // elements of a row that share a scale, in weights and activations
 constexpr int kColumns = 8;         // output columns that are packed together in quantised weights
 constexpr int kPanel = 16;          // output columns that are packed together in float32 weights
+constexpr int kRowBlock = 64;       // logits whose maximum and weight are found together
 constexpr int kMaxLinearRows = 48;  // rows of one call of `linear32`: they stay in the second-level cache
 
 // int8 activations: codes [rows, k], and per block of 32 its scale and scale × sum of codes [rows, k / 32].
@@ -80,6 +81,7 @@ struct Kernels {
   void (*linear32)(const float* weight, const float* x, int rows, int64_t columns, int64_t k, int64_t panel_begin,
                    int64_t panel_end, float* y);
   void (*swiglu)(const float* gate, const float* up, int64_t count, float* out);
+  void (*weigh)(const float* row, int64_t length, float scale, float* maxima, double* sums);
 };
 
 const Kernels& kernels();  // the fastest set that this processor can run

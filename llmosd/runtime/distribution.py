@@ -1,0 +1,80 @@
+"""What a row of logits says of its tokens, without a probability for each of them being written down."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from llmosd.errors import StepError
+from llmosd.runtime.rows import BLOCK, Ids, Row, Rows, Sums
+from llmosd.types import Sampling
+
+NOT_FINITE = "the model produced logits that are not finite numbers; this sequence cannot go on"
+FIRST_CANDIDATES = 64  # how many of the likeliest tokens to try a cut on before looking at more
+
+
+class Distribution:
+    """softmax(scale · row). Weights are relative to the likeliest token's, which is 1."""
+
+    def __init__(self, row: Row, scale: float, rows: Rows) -> None:
+        """Raises StepError if the logits are not finite numbers; single ones of −∞ are none."""
+        self._row, self._scale, self._rows = row, scale, rows
+        self._maxima, sums = rows.weigh(row, scale)
+        self._ends = sums.cumsum()
+        self._largest = float(self._maxima.max())
+        self.total = float(self._ends[-1])
+        if not math.isfinite(self.total):
+            raise StepError(NOT_FINITE)
+
+    def weights(self, values: Row) -> Sums:
+        """Of tokens with these logits; not normalised: all sum to `total`."""
+        weights: Sums = np.exp((values.astype(np.float64) - self._largest) * self._scale)
+        return weights
+
+    def logprobs(self, ids: Ids) -> list[float]:
+        values = (self._row[ids].astype(np.float64) - self._largest) * self._scale - math.log(self.total)
+        return [float(value) for value in values]
+
+    def top(self, count: int) -> Ids:
+        """The `count` likeliest tokens, likeliest first, ties by token id."""
+        return self._rows.top(self._row, self._maxima, count)
+
+    def quantile(self, u: float) -> int:
+        """The token that the share `u` < 1 of the total falls on, tokens being ordered by id."""
+        target = u * self.total
+        block = min(int(self._ends.searchsorted(target, "right")), len(self._ends) - 1)
+        before = float(self._ends[block - 1]) if block else 0.0
+        first = block * BLOCK
+        return first + quantile(self.weights(self._row[first : first + BLOCK]), target - before)
+
+    def cut(self, sampling: Sampling) -> tuple[Ids, Sums]:
+        """Tokens that top-k, min-p and top-p leave, by id, and their weights; ties at an edge go to lower ids."""
+        count = min(sampling.top_k or FIRST_CANDIDATES, len(self._row))
+        while True:
+            ids = self.top(count)
+            weights = self.weights(self._row[ids])
+            kept = self._kept(weights, sampling, whole=sampling.top_k > 0 or len(ids) == len(self._row))
+            if kept is not None:
+                order = ids[:kept].argsort()
+                return ids[order], weights[order]
+            count = min(8 * count, len(self._row))
+
+    def _kept(self, weights: Sums, sampling: Sampling, whole: bool) -> int | None:
+        """How many of the falling weights min-p and top-p leave; None if that cannot be told from these alone."""
+        if sampling.min_p > 0.0:
+            above = int(np.count_nonzero(weights >= sampling.min_p))
+            if above == len(weights) and not whole:
+                return None
+            weights, whole = weights[:above], True
+        if sampling.top_p >= 1.0:
+            return len(weights) if whole else None
+        ends = weights.cumsum()
+        needed = sampling.top_p * (float(ends[-1]) if whole else self.total)
+        return int(ends.searchsorted(needed)) + 1 if ends[-1] >= needed else None
+
+
+def quantile(weights: Sums, target: float) -> int:
+    """The weight with which the running sum passes `target`; never one of zero, whatever the rounding."""
+    ends = weights.cumsum()
+    return min(int(ends.searchsorted(target, "right")), int(ends.searchsorted(ends[-1])))

@@ -1,0 +1,3 @@
+#pragma once
+
+#define LLMOS_EXPORT extern "C" __attribute__((visibility("default")))
