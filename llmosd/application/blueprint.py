@@ -12,7 +12,7 @@ from llmosd.runtime import importer, scaling
 from llmosd.runtime.executor import OnnxExecutor
 from llmosd.runtime.fetch import Progress
 from llmosd.runtime.geometry import Geometry
-from llmosd.runtime.installed import InstalledModel, find
+from llmosd.runtime.installed import InstalledModel
 from llmosd.runtime.paged_model import Backend, KvFormat, PagedModel, choose_backend, pages_that_fit
 from llmosd.system.executor import Executor
 from llmosd.system.kernel import Kernel, Limits
@@ -54,13 +54,12 @@ class Blueprint:
         return self.model.geometry.page_bytes(self.limits.page_tokens, 4 if self.kv_format == "float32" else 2)
 
 
-def draw(config: Config, progress: Progress) -> Blueprint:
+def draw(config: Config, model: InstalledModel, progress: Progress) -> Blueprint:
     """Blocking: builds the graph and times the threads where that is still to do. Raises ConfigError, ModelError."""
-    model = find(config.home, config.model)
     backend, why = choose_backend(config.backend, config.strict)
-    importer.ensure_graph(model, backend, config.strict, progress)
     kv_format: KvFormat = "float32" if config.strict else "float16"
     limits = _limits(config, model.geometry, kv_format)
+    importer.ensure_graph(model, backend, config.strict, progress)
     cores = processors.usable_cores()
     speed_up = measured_amdahl(model, backend, cores, progress)
     return Blueprint(config, model, backend, why, kv_format, config.threads or cores, limits, speed_up)
@@ -89,6 +88,9 @@ def _limits(config: Config, geometry: Geometry, kv_format: KvFormat) -> Limits:
         raise ConfigError(f"context {context} exceeds the model's {geometry.context} tokens", param="context")
     wanted = config.slots * -(-context // config.page_tokens)
     fitting = pages_that_fit(geometry, config.page_tokens, memory.for_pool(), kv_format)
+    most = pages_that_fit(geometry, config.page_tokens, memory.available(), kv_format)
+    if config.pages > most:
+        raise ConfigError(f"pages is {config.pages}; free memory has room for {most}", param="pages")
     return Limits(
         slots=config.slots,
         token_budget=config.token_budget,

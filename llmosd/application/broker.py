@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -83,6 +84,12 @@ class Broker:
     @property
     def url(self) -> str:
         return str(self.endpoint)
+
+    def dismiss(self) -> None:
+        """End what was started for a daemon that will not serve; what was adopted has its grace time."""
+        if self.pid is not None and not self.adopted:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
 
     def __str__(self) -> str:
         """One line for a person: what it is and where."""

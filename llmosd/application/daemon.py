@@ -40,6 +40,7 @@ from llmosd.application.telemetry import Telemetry
 from llmosd.config import Config
 from llmosd.errors import LlmosError
 from llmosd.hardware.probes import HostProbe
+from llmosd.runtime.installed import InstalledModel, find
 from llmosd.wire import Status
 
 log = logging.getLogger(__name__)
@@ -91,16 +92,27 @@ class Daemon:
         with listen(config.host, config.port) as listener:
             self._record = replace(self._record, http=url(config.host, listener.getsockname()[1]))
             self.note_state("starting")
-            plan = await asyncio.to_thread(blueprint.draw, config, _log_progress)
-            broker = await ensure_broker(config)
+            model = find(config.home, config.model)
+            broker = await ensure_broker(config)  # before what takes long: a broker outlives its daemon by 5 s only
             log.info("broker: %s", broker)
-            self._record = replace(self._record, backend=plan.backend, mqtt=broker.url)
-            store = await Store.open(config.database)
+            self._record = replace(self._record, mqtt=broker.url)
             try:
-                await self._build(plan, store)
-                await self._serve(listener, signals)
-            finally:
-                await store.close()
+                await self._live_with(model, listener, signals)
+            except BaseException:
+                if self._record.state == "starting":
+                    broker.dismiss()
+                raise
+
+    async def _live_with(self, model: InstalledModel, listener: socket.socket, signals: StopSignals) -> None:
+        config = self._config
+        plan = await asyncio.to_thread(blueprint.draw, config, model, _log_progress)
+        self._record = replace(self._record, backend=plan.backend)
+        store = await Store.open(config.database)
+        try:
+            await self._build(plan, store)
+            await self._serve(listener, signals)
+        finally:
+            await store.close()
 
     async def _build(self, plan: Blueprint, store: Store) -> None:
         """All parts but the tasks that run them. Returns when the engine is ready."""
@@ -167,14 +179,14 @@ class Daemon:
                 await signals.asked.wait()
                 await self._drain(signals)
                 telemetry.cancel()
-                self._engine.stop(drain=False)
+                self._service.stop()
                 await engine
                 self._server.close()
                 await http
                 for task in (lag, bus):
                     task.cancel()
         finally:
-            self._engine.stop(drain=False)
+            self._service.stop()
 
     def _begin(self, start: Callable[[str, Coroutine[Any, Any, None]], object]) -> None:
         """From now on requests are taken, and the record says so."""
@@ -183,7 +195,16 @@ class Daemon:
         self._events.note("info", "daemon.serving", f"serving {self._config.model} at {self._record.http}")
         log.info("serving at %s", self._record.http)
         if self._on_serving:
-            start("greeting", asyncio.to_thread(self._on_serving, self._record.http))
+            start("greeting", self._greet(self._on_serving))
+
+    async def _greet(self, on_serving: OnServing) -> None:
+        """What goes wrong with it ends the daemon, unless that is ending anyway."""
+        try:
+            await asyncio.to_thread(on_serving, self._record.http)
+        except LlmosError as error:
+            if self._service.phase is Phase.SERVING:
+                raise
+            log.info("the first answer was given up: %s", error)
 
     async def _drain(self, signals: StopSignals) -> None:
         """Take no more requests and let the running ones end, for at most DRAIN_S or until a second signal."""

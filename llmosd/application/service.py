@@ -45,6 +45,7 @@ class Phase(StrEnum):
     STARTING = "starting"
     SERVING = "serving"
     DRAINING = "draining"
+    STOPPING = "stopping"
 
 
 OnAccept = Callable[[RequestView], Awaitable[None]]
@@ -142,6 +143,11 @@ class Service:
         """Returns when no request is live."""
         await self._idle.wait()
 
+    def stop(self) -> None:
+        """End the engine now. What is live fails, and its clients hear that they may ask again later."""
+        self.phase = Phase.STOPPING
+        self._engine.stop(drain=False)
+
     @property
     def failure(self) -> str | None:
         """Why the engine died, once it has."""
@@ -187,7 +193,7 @@ class Service:
         if view.state is State.FINISHED:
             self._departures.add(now)
         if stream := self._forget(view.id):
-            stream.end(view)
+            stream.end(view, by_stop=self.phase is Phase.STOPPING)
 
     def _on_reply(self, ticket: int, value: object) -> None:
         reply = self._replies.pop(ticket, None)

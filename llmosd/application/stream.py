@@ -6,16 +6,16 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
-from llmosd.errors import Cancelled, LlmosError, StepError
+from llmosd.errors import Cancelled, LlmosError, StepError, Unavailable
 from llmosd.types import Output, RequestId, RequestView, State
 
 
 class RequestStream:
     """Outputs of one request in order; iteration ends with the request.
 
-    Raises Cancelled or StepError where the request ended so. What is not read is kept: at most max_tokens × n outputs,
-    so a slow reader holds that much and no more. `view` is there once the request is accepted and is replaced by the
-    final one when it ended.
+    Raises Cancelled, StepError or Unavailable where the request ended so. What is not read is kept: at most
+    max_tokens × n outputs, so a slow reader holds that much and no more. `view` is there once the request is accepted
+    and is replaced by the final one when it ended.
     """
 
     view: RequestView
@@ -53,10 +53,13 @@ class RequestStream:
         """Why it is about to end."""
         self._reason = reason
 
-    def end(self, view: RequestView) -> None:
+    def end(self, view: RequestView, *, by_stop: bool = False) -> None:
+        """`by_stop`: if it failed, then because the engine was stopped, not by an error of its own."""
         self.view = view
         if view.state is State.CANCELLED:
             self.finish(Cancelled(f"request {view.id} was cancelled: {self._reason}"))
+        elif view.state is State.FAILED and by_stop:
+            self.finish(Unavailable(f"the daemon was stopped before request {view.id} had ended: ask again later"))
         elif view.state is State.FAILED:
             self.finish(StepError(f"request {view.id} failed: {self._reason}"))
         else:

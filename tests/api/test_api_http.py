@@ -192,6 +192,18 @@ async def test_what_cannot_be_recorded_is_not_served(house: House) -> None:
     await house.service.idle()
 
 
+async def test_a_stop_tells_those_who_wait_that_they_may_ask_again(house: House) -> None:
+    house.executor.pause_s = 0.002
+    whole = asyncio.create_task(house.http.post(COMPLETIONS, json=endless()))
+    streamed = asyncio.create_task(house.http.post(COMPLETIONS, json=endless(stream=True)))
+    await house.until(lambda: len(house.executor.started) == 2)
+    house.service.stop()
+    error = await error_of(await whole, 503)
+    assert error["code"] == "unavailable" and "stopped" in error["message"]
+    assert json.loads((await streamed).text.split("data: ")[-1])["error"]["code"] == "unavailable"
+    await error_of(await house.http.post(COMPLETIONS, json=body()), 503)
+
+
 # ---------------------------------------------------------------- the queue is full
 
 

@@ -73,6 +73,15 @@ async def test_a_started_broker_speaks_both_versions_on_loopback_and_shares_mess
     assert all(os.getsid(p.pid) != os.getsid(0) for p in broker_processes(broker))
 
 
+async def test_a_broker_that_is_not_needed_after_all_is_ended(config: Config, mosquitto: str | None) -> None:
+    broker = await ensure_broker(config, mosquitto=mosquitto)
+    replace(broker, adopted=True).dismiss()
+    assert await ensure_broker(config, mosquitto=mosquitto) == broker
+    broker.dismiss()
+    await until(lambda: broker.pid is not None and ProcessIdentity.of(broker.pid) is None)
+    broker.dismiss()
+
+
 async def test_a_second_call_finds_the_same_broker(config: Config, mosquitto: str | None) -> None:
     first = await ensure_broker(config, mosquitto=mosquitto)
     assert await ensure_broker(config, mosquitto=mosquitto) == first
