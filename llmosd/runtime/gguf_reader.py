@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, dequantize
+from gguf import GGUFReader
 from numpy.typing import NDArray
 
 from llmosd.errors import ModelError
 from llmosd.runtime.geometry import Geometry
-from llmosd.runtime.weights import BLOCK, F32, Affine4, Dense, Index, Matrix, Symmetric8, stack
+from llmosd.runtime.gguf_tensors import OPTIONAL_TENSORS, half_split_rows, read_dense, read_matrix, tensor_shapes
+from llmosd.runtime.weights import F32, Matrix, stack
 
 END_OF_TEXT_NAMES = frozenset({"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|eom_id|>", "</s>"})
 CONTROL_TOKEN = 3
@@ -70,14 +71,14 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         try:
             self._reader = _Reader(path)
-        except (OSError, ValueError, IndexError) as error:
+        except (OSError, ValueError, IndexError, OverflowError) as error:
             raise ModelError(f"{path} is not a readable GGUF file: {error}") from error
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         if (architecture := self._field("general.architecture", str)) != "llama":
             raise ModelError(f"{path} holds architecture {architecture!r}; only the Llama family can be imported")
         self.tokenizer = self._read_tokenizer()
         self.geometry = self._read_geometry()
-        self._refuse_unknown()
+        self._check_tensors()
 
     def embedding(self) -> Matrix:
         return self._matrix("token_embd.weight")
@@ -116,7 +117,10 @@ class GgufFile:
 
     def _field(self, name: str, kind: type[T], default: T | None = None) -> T:
         field = self._reader.fields.get(name)
-        value: Any = default if field is None else field.contents()
+        try:
+            value: Any = default if field is None else field.contents()
+        except (ValueError, IndexError) as error:
+            raise ModelError(f"GGUF metadata {name!r} is damaged: {error}") from error
         if kind is float and isinstance(value, int):
             value = float(value)
         if not isinstance(value, kind):
@@ -124,50 +128,65 @@ class GgufFile:
         return value
 
     def _read_geometry(self) -> Geometry:
-        heads = self._field("llama.attention.head_count", int)
-        hidden = self._field("llama.embedding_length", int)
-        head_dim = self._field("llama.attention.key_length", int, hidden // heads)
+        heads = self._size("llama.attention.head_count")
+        hidden = self._size("llama.embedding_length")
+        head_dim = self._size("llama.attention.key_length", hidden // heads)
         self._require("llama.rope.dimension_count", head_dim)
         self._require("llama.attention.value_length", head_dim)
         self._require("llama.expert_count", 0)
         self._require("llama.rope.scaling.type", "none")
         return Geometry(
-            layers=self._field("llama.block_count", int),
+            layers=self._size("llama.block_count"),
             hidden=hidden,
             heads=heads,
-            kv_heads=self._field("llama.attention.head_count_kv", int, heads),
+            kv_heads=self._size("llama.attention.head_count_kv", heads),
             head_dim=head_dim,
-            ff=self._field("llama.feed_forward_length", int),
+            ff=self._size("llama.feed_forward_length"),
             vocab=len(self.tokenizer.tokens),
-            context=self._field("llama.context_length", int),
+            context=self._size("llama.context_length"),
             rope_theta=_shortest(self._field("llama.rope.freq_base", float, 10000.0)),
             norm_eps=_shortest(self._field("llama.attention.layer_norm_rms_epsilon", float)),
             bos=self.tokenizer.bos,
             eos=self._end_tokens(),
         )
 
+    def _list(self, name: str, kind: type[T], default: list[T] | None = None) -> tuple[T, ...]:
+        values = self._field(name, list, default)
+        if not all(isinstance(value, kind) for value in values):
+            raise ModelError(f"GGUF metadata {name!r} is not a list of {kind.__name__}")
+        return tuple(values)
+
+    def _size(self, name: str, default: int | None = None) -> int:
+        if (size := self._field(name, int, default)) < 1:
+            raise ModelError(f"GGUF metadata {name} = {size} is not a size")
+        return size
+
     def _require(self, name: str, expected: int | str) -> None:
         if (value := self._field(name, type(expected), expected)) != expected:
             raise ModelError(f"GGUF metadata {name} = {value!r} is not supported (only {expected!r} is)")
 
     def _read_tokenizer(self) -> TokenizerFacts:
-        tokens = tuple(self._field("tokenizer.ggml.tokens", list))
+        tokens = self._list("tokenizer.ggml.tokens", str)
+        kinds = self._list("tokenizer.ggml.token_type", int, [1] * len(tokens))
+        if len(kinds) != len(tokens):
+            raise ModelError(f"the GGUF file has {len(tokens)} tokens, but {len(kinds)} token types")
         return TokenizerFacts(
             model=self._field("tokenizer.ggml.model", str),
             pre=self._field("tokenizer.ggml.pre", str, "default"),
             tokens=tokens,
-            kinds=tuple(self._field("tokenizer.ggml.token_type", list, [1] * len(tokens))),
-            merges=tuple(self._field("tokenizer.ggml.merges", list, [])),
-            bos=self._token_id("bos"),
-            eos=self._token_id("eos"),
+            kinds=kinds,
+            merges=self._list("tokenizer.ggml.merges", str, []),
+            bos=self._token_id("bos", len(tokens)),
+            eos=self._token_id("eos", len(tokens)),
             add_bos=self._field("tokenizer.ggml.add_bos_token", bool, False),
             chat_template=self._field("tokenizer.chat_template", str, ""),
         )
 
     def _end_tokens(self) -> tuple[int, ...]:
         """The declared end tokens and, as files often declare one of several, control tokens named as one."""
-        declared = (token for key in ("eos", "eot", "eom") if (token := self._token_id(key)) is not None)
         facts = self.tokenizer
+        known = len(facts.tokens)
+        declared = (token for key in ("eos", "eot", "eom") if (token := self._token_id(key, known)) is not None)
         named = (
             index
             for index, (token, kind) in enumerate(zip(facts.tokens, facts.kinds, strict=True))
@@ -175,65 +194,33 @@ class GgufFile:
         )
         return tuple(sorted({*declared, *named}))
 
-    def _token_id(self, role: str) -> int | None:
+    def _token_id(self, role: str, vocab: int) -> int | None:
         token = self._field(f"tokenizer.ggml.{role}_token_id", int, -1)
+        if token >= vocab:
+            raise ModelError(f"GGUF metadata names token {token} as {role}, but there are {vocab} tokens")
         return None if token < 0 else token
 
     # ------------------------------------------------------------ tensors
 
-    def _refuse_unknown(self) -> None:
-        layer = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
-        known = {"token_embd.weight", "output.weight", "output_norm.weight", "rope_freqs.weight"}
-        known |= {f"blk.{index}.{part}.weight" for index in range(self.geometry.layers) for part in layer}
-        if unknown := sorted(self._tensors.keys() - known):
+    def _check_tensors(self) -> None:
+        if self.geometry.layers > len(self._tensors):  # before a table of so many is made
+            raise ModelError(f"the file says {self.geometry.layers} layers and has {len(self._tensors)} tensors")
+        shapes = tensor_shapes(self.geometry)
+        if unknown := sorted(self._tensors.keys() - shapes.keys()):
             raise ModelError(f"the file has tensors that a plain Llama has not: {', '.join(unknown[:5])}")
-
-    def _tensor(self, name: str) -> ReaderTensor:
-        if name not in self._tensors:
-            raise ModelError(f"the GGUF file lacks the tensor {name}")
-        return self._tensors[name]
+        if missing := sorted(shapes.keys() - self._tensors.keys() - OPTIONAL_TENSORS):
+            raise ModelError(f"the GGUF file lacks the tensors {', '.join(missing[:5])}")
+        for name, tensor in self._tensors.items():
+            if (shape := tuple(int(size) for size in reversed(tensor.shape))) != shapes[name]:
+                raise ModelError(f"tensor {name} has the shape {shape}, but the geometry says {shapes[name]}")
 
     def _vector(self, name: str) -> F32:
-        tensor = self._tensor(name)
-        return dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(-1)
+        return read_dense(self._tensors[name]).reshape(-1)
 
     def _matrix(self, name: str) -> Matrix:
-        tensor = self._tensor(name)
-        columns, rows = (int(size) for size in tensor.shape)
-        match tensor.tensor_type:
-            case GGMLQuantizationType.Q4_0 | GGMLQuantizationType.Q4_1:
-                return _affine4(tensor, rows, columns)
-            case GGMLQuantizationType.Q8_0:
-                return _symmetric8(tensor, rows, columns)
-        return Dense(dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(rows, columns))
-
-
-def half_split_rows(heads: int, head_dim: int) -> Index:
-    """Rows of q or k in half-split rotary order: GGUF stores the two halves of each head interleaved."""
-    return np.arange(heads * head_dim).reshape(heads, head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
+        return read_matrix(self._tensors[name])
 
 
 def _shortest(value: float) -> float:
     """The decimal that was meant by a float32: 1e-05 rather than 9.999999747378752e-06."""
     return float(str(np.float32(value)))
-
-
-def _affine4(tensor: ReaderTensor, rows: int, columns: int) -> Affine4:
-    """A block is a float16 scale, for Q4_1 a float16 minimum, then 16 bytes: low nibbles first, high ones after."""
-    head = 2 if tensor.tensor_type is GGMLQuantizationType.Q4_0 else 4
-    blocks = np.asarray(tensor.data).reshape(rows, columns // BLOCK, head + BLOCK // 2)
-    nibbles = blocks[..., head:]
-    codes = np.concatenate([nibbles & 15, nibbles >> 4], axis=-1).reshape(rows, columns)
-    scales = _float16(blocks[..., 0:2])
-    return Affine4(codes, scales, -8 * scales if head == 2 else _float16(blocks[..., 2:4]))
-
-
-def _symmetric8(tensor: ReaderTensor, rows: int, columns: int) -> Symmetric8:
-    """A block is a float16 scale, then 32 signed bytes."""
-    blocks = np.asarray(tensor.data).reshape(rows, columns // BLOCK, 2 + BLOCK)
-    codes = np.ascontiguousarray(blocks[..., 2:]).view(np.int8).reshape(rows, columns)
-    return Symmetric8(codes, _float16(blocks[..., 0:2]))
-
-
-def _float16(pairs: NDArray[np.uint8]) -> F32:
-    return np.ascontiguousarray(pairs).view(np.float16)[..., 0].astype(np.float32)

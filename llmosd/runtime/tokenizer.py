@@ -74,7 +74,10 @@ def tokenizer_json(facts: TokenizerFacts) -> str:
         raise ModelError(f"tokenizer model {facts.model!r} is not supported (only byte-level BPE, 'gpt2', is)")
     vocabulary = {token: index for index, token in enumerate(facts.tokens)}
     merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in facts.merges)]
-    backend = _Backend(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=facts.pre in _LLAMA3_NAMES))
+    try:
+        backend = _Backend(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=facts.pre in _LLAMA3_NAMES))
+    except Exception as error:  # the library has no narrower one
+        raise ModelError(f"the file's tokenizer is damaged: {error}") from error
     backend.pre_tokenizer = _pre_tokenizer(facts.pre)
     backend.add_tokens([_added(token, kind) for token, kind in _added_tokens(facts)])
     return str(backend.to_str())

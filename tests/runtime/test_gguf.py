@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from llmosd.errors import ModelError
 from llmosd.runtime.catalogue import manifest
-from llmosd.runtime.gguf_reader import GgufFile, half_split_rows
+from llmosd.runtime.gguf_reader import GgufFile
+from llmosd.runtime.gguf_tensors import half_split_rows
 from llmosd.runtime.installed import InstalledModel
+from llmosd.runtime.tokenizer import tokenizer_json
 from llmosd.runtime.weights import Affine4, Dense, Symmetric8, to_symmetric8
 from tests.runtime import tiny
 
@@ -87,6 +89,11 @@ def test_the_catalogue_describes_the_real_file(model: InstalledModel) -> None:
         ({"extra_tensor": "blk.0.attn_q.bias"}, r"attn_q\.bias"),
         ({"metadata": {"llama.expert_count": 8}}, "expert_count = 8"),
         ({"metadata": {"llama.rope.dimension_count": 16}}, "dimension_count = 16"),
+        ({"metadata": {"llama.attention.head_count": 0}}, "head_count = 0 is not a size"),
+        ({"metadata": {"llama.attention.head_count": 7}}, "has the shape"),
+        ({"metadata": {"llama.block_count": 3}}, r"lacks the tensors blk\.2"),
+        ({"metadata": {"llama.feed_forward_length": 7}}, "ffn_gate.* has the shape"),
+        ({"metadata": {"tokenizer.ggml.eos_token_id": 99_999}}, "token 99999 as eos"),
     ],
 )
 def test_what_is_not_a_plain_llama_is_refused(broken: dict[str, object], complaint: str, tmp_path: Path) -> None:
@@ -99,3 +106,27 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
     (tmp_path / "no.gguf").write_bytes(b"GGU" * 100)
     with pytest.raises(ModelError, match="not a readable GGUF"):
         GgufFile(tmp_path / "no.gguf")
+
+
+@given(data=st.data())
+def test_a_damaged_file_is_read_or_refused(data: st.DataObject, damaged: tuple[bytes, Path]) -> None:
+    """Bytes of the metadata changed, or the end cut off: never anything but a model or a ModelError."""
+    whole, path = damaged
+    changed = bytearray(whole[: data.draw(st.sampled_from([len(whole), *range(0, len(whole), 997)]))])
+    for at, byte in data.draw(st.dictionaries(st.integers(0, 12_000), st.integers(0, 255), max_size=3)).items():
+        if at < len(changed):
+            changed[at] = byte
+    path.write_bytes(changed)
+    try:
+        source = GgufFile(path)
+        tokenizer_json(source.tokenizer)
+        source.layer(0)
+        source.embedding()
+    except ModelError:
+        pass
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Path]:
+    folder = tmp_path_factory.mktemp("gguf")
+    return tiny.write_tiny(folder / "whole.gguf", Kind.Q4_1).read_bytes(), folder / "damaged.gguf"
