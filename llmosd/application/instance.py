@@ -41,8 +41,12 @@ class Record:
 @contextmanager
 def claim(home: Path) -> Iterator[None]:
     """Be the daemon of `home` inside the block; raises ConfigError when another one is."""
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = home / PID_FILE
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.touch()
+    except OSError as exc:
+        raise ConfigError(f"{home} cannot be used: {exc.strerror}; name another directory with --home") from exc
     with _locked(path) as file:
         if file is None:
             raise ConfigError(_already_running(home))

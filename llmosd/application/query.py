@@ -125,7 +125,7 @@ def _explain(exc: Exception, path: Path) -> InvalidRequest | StoreError:
         return InvalidRequest("queries only read: use SELECT (or WITH … SELECT)", param="sql")
     if "interrupted" in message:
         return InvalidRequest(f"the query was stopped after {LIMIT_S:.0f} s; narrow it down", param="sql")
-    if type(exc) is sqlite3.DatabaseError or "unable to open" in message or "locked" in message:
+    if type(exc) is sqlite3.DatabaseError or any(word in message for word in ("unable to open", "locked", "disk I/O")):
         return StoreError(f"{path} cannot be read: {message}")
     return InvalidRequest(f"the query is wrong: {message}", param="sql")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import unicodedata
 from collections.abc import Callable
 from datetime import datetime
@@ -16,7 +17,8 @@ from llmosd.application.query import Table
 
 def as_json(table: Table) -> str:
     """A list of objects. Times stay Unix seconds; what a terminal could obey is escaped (`\\u001b`)."""
-    return json.dumps([dict(zip(table.columns, row, strict=True)) for row in table.rows], indent=2, default=repr)
+    rows = [{name: _finite(cell) for name, cell in zip(table.columns, row, strict=True)} for row in table.rows]
+    return json.dumps(rows, indent=2, default=repr)
 
 
 def as_csv(table: Table) -> str:
@@ -43,13 +45,24 @@ def as_table(table: Table) -> str:
 FORMATS: dict[str, Callable[[Table], str]] = {"table": as_table, "json": as_json, "csv": as_csv}
 
 
+def _finite(value: Any) -> Any:
+    """JSON has no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _cell(name: str, value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        local = name == "at" or name.endswith("_at")
-        return datetime.fromtimestamp(value).isoformat(" ", "milliseconds") if local else f"{value:.3f}"
+        return _local_time(value) if name == "at" or name.endswith("_at") else f"{value:.3f}"
     return plain(value) if isinstance(value, str) else str(value)
+
+
+def _local_time(unix_s: float) -> str:
+    try:
+        return datetime.fromtimestamp(unix_s).isoformat(" ", "milliseconds")
+    except (ValueError, OverflowError, OSError):  # no time of any calendar
+        return str(unix_s)
 
 
 def _pad(cell: str, width: int, right: bool) -> str:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from llmosd import config
+from llmosd.application import instance
 from llmosd.application.cli import GROUPS, exit_code, main, output, parser
 from llmosd.application.cli.answer import Speed, stream_answer
+from llmosd.application.cli.daemon import _as_environment
 from llmosd.application.client import Piece, Usage
+from llmosd.application.instance import Record
 from llmosd.errors import ConfigError, InvalidRequest, LlmosError, ModelError, NotFound, QueueFull, Unavailable
 
 COMMANDS = [name for names in GROUPS.values() for name in names]
@@ -65,6 +70,35 @@ def test_an_unknown_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["models", "rm", "nope", "--home", str(tmp_path)]) == 1
     assert main(["start", "--home", str(tmp_path), "--port", "0"]) == 1
     assert "models pull" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / instance.PID_FILE).mkdir()
+    assert main(["start", "--home", str(tmp_path), "--port", "0"]) == 1
+    said = capsys.readouterr().err
+    assert str(tmp_path) in said and "doctor" in said and said.count("\n") == 1
+
+
+def test_a_model_in_use_is_not_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with instance.claim(tmp_path):
+        instance.write(tmp_path, Record("serving", os.getpid(), model="tiny"))
+        assert main(["models", "rm", "tiny", "--home", str(tmp_path)]) == 2
+    assert "llmosd stop" in capsys.readouterr().err
+
+
+def test_another_process_gets_the_same_configuration_and_its_arguments_no_password(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("slots = 2\n")
+    flags = {"home": str(tmp_path), "mqtt": "mqtt://me:secret@host", "strict": "true", "spin": "false"}
+    told = config.load(flags, {"LLMOS_PORT": "5"})
+    assert config.load({}, _as_environment(told)) == told
+
+
+def test_query_needs_a_name_or_sql(tmp_path: Path) -> None:
+    for args in ([], ["--sql", ""], ["events", "--sql", "SELECT 1"]):
+        assert main(["query", *args, "--home", str(tmp_path)]) == 2
+    with pytest.raises(SystemExit) as ended:
+        main(["query", "events", "--csv", "--json"])
+    assert ended.value.code == 2
 
 
 class Terminal(io.StringIO):

@@ -41,6 +41,15 @@ def test_one_daemon_per_home_and_a_killed_one_leaves_no_claim(tmp_path: Path) ->
         assert (tmp_path / instance.PID_FILE).read_text() == f"{os.getpid()}\n"
 
 
+def test_a_home_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(ConfigError, match="file/home cannot be used.*--home"),
+        instance.claim(tmp_path / "file" / "home"),
+    ):
+        pass
+
+
 def test_a_broken_record_is_none(tmp_path: Path) -> None:
     assert instance.read(tmp_path) is None
     (tmp_path / instance.RECORD_FILE).write_text("{")

@@ -176,6 +176,12 @@ def test_json_keeps_the_value_and_escapes_it() -> None:
     assert text.isascii() and "\x1b" not in text
 
 
+def test_numbers_beyond_time_and_json_are_shown_all_the_same() -> None:
+    table = Table(("x_at", "y"), [(1e300, float("inf")), (float("nan"), float("nan"))])
+    assert as_table(table).splitlines()[1:] == ["1e+300  inf", "   nan  nan"]
+    assert json.loads(as_json(table)) == [{"x_at": 1e300, "y": None}, {"x_at": None, "y": None}]
+
+
 def test_csv_reads_back() -> None:
     header, first, second = csv.reader(io.StringIO(as_csv(HOSTILE)))
     assert header == ["at", "user", "n"]

@@ -58,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe had enough: nothing to report, and nothing more to flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except OSError as exc:
+        output.error(f"{exc}: `llmosd doctor` checks the directory that is used")
+        return FAILURE
     except KeyboardInterrupt:
         return INTERRUPTED
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -57,7 +58,8 @@ def detach(settings: Config) -> Record:
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with settings.log_file.open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "llmosd", "start", *_as_flags(settings)],
+            [sys.executable, "-m", "llmosd", "start"],
+            env=os.environ | _as_environment(settings),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -82,10 +84,11 @@ def _stop(args: argparse.Namespace) -> int:
     pid = instance.running(home)
     if pid is None:
         raise Unavailable(f"no daemon runs for {home}")
-    os.kill(pid, signal.SIGTERM)
-    if args.now:
-        time.sleep(POLL_S)  # two signals sent at once may arrive as one
+    with suppress(ProcessLookupError):  # it has ended meanwhile
         os.kill(pid, signal.SIGTERM)
+        if args.now:
+            time.sleep(POLL_S)  # two signals sent at once may arrive as one
+            os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_TIMEOUT_S
     while instance.running(home) == pid:
         if time.monotonic() > deadline:
@@ -107,18 +110,10 @@ def _status(args: argparse.Namespace) -> int:
     return 0 if alive else 3
 
 
-def _as_flags(settings: Config) -> list[str]:
-    """The flags that give another process the same configuration, whatever its environment."""
-    flags = []
-    for option in OPTIONS:
-        value = getattr(settings, option.name)
-        if settings.sources.get(option.name, "default") == "default" and option.name != "home":
-            continue
-        if option.type is bool:
-            flags.append(option.flag if value else option.flag.replace("--", "--no-", 1))
-        else:
-            flags += [option.flag, str(value)]
-    return flags
+def _as_environment(settings: Config) -> dict[str, str]:
+    """What gives another process the same configuration. Not flags: everybody may read them, passwords too."""
+    told = [option for option in OPTIONS if settings.sources[option.name] != "default"]
+    return {option.env: str(getattr(settings, option.name)) for option in told}
 
 
 def _last_words(settings: Config, pid: int) -> str:

@@ -51,6 +51,15 @@ def _python(_settings: Config) -> Iterator[Finding]:
     yield Finding("python", GOOD, f"{sys.version.split()[0]} at {sys.executable}")
 
 
+def _home(settings: Config) -> Iterator[Finding]:
+    home = settings.home
+    nearest = next(path for path in (home, *home.parents) if path.exists())
+    if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
+        yield Finding("home", GOOD, str(home) if nearest == home else f"{home}, to be made")
+    else:
+        yield Finding("home", BAD, f"{home}: {nearest} is no directory you may write to; name another with --home")
+
+
 def _onnxruntime(_settings: Config) -> Iterator[Finding]:
     import onnxruntime
 
@@ -140,6 +149,7 @@ def _gpu(_settings: Config) -> Iterator[Finding]:
 
 CHECKS: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     _python,
+    _home,
     _onnxruntime,
     _native,
     _backend,

@@ -9,10 +9,11 @@ from typing import Any
 
 from rich.filesize import decimal
 
+from llmosd.application import instance
 from llmosd.application.cli import options, output
 from llmosd.application.cli.progress import Bars
 from llmosd.config import Config
-from llmosd.errors import ModelError, NotFound
+from llmosd.errors import InvalidRequest, ModelError, NotFound
 
 
 def add(commands: Any) -> None:
@@ -113,6 +114,10 @@ def _check(args: argparse.Namespace) -> int:
 def _remove(args: argparse.Namespace) -> int:
     from llmosd.runtime import importer
 
-    importer.remove(options.load(args).home, args.model)
+    home = options.load(args).home
+    record = instance.read(home)
+    if (pid := instance.running(home)) and record and record.model == args.model:
+        raise InvalidRequest(f"the daemon (pid {pid}) serves {args.model}: `llmosd stop` it first")
+    importer.remove(home, args.model)
     print(f"{args.model} is removed")
     return 0

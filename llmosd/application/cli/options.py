@@ -12,7 +12,7 @@ from llmosd.config import OPTIONS, Config
 ADDRESS = ("home", "host", "port")
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
+def add_json(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -16,20 +16,18 @@ def add(commands: Any) -> None:
     parser.add_argument("name", nargs="?", metavar="|".join(query.CANNED), help="a canned query")
     parser.add_argument("--sql", help="any one statement that only reads, instead of a name")
     parser.add_argument("--since", default="24h", help="how far back: 90s, 10m, 2h, 7d, or an ISO time (default: 24h)")
-    parser.add_argument("--csv", action="store_true", help="print CSV")
-    options.add_json(parser)
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="print CSV")
+    options.add_json(form)
     options.add_config(parser, ("home",))
     parser.set_defaults(handler=_query)
 
 
 def _query(args: argparse.Namespace) -> int:
-    if (args.name is None) == (args.sql is None):
+    if bool(args.name) == bool(args.sql):
         raise InvalidRequest(f"say what to query: one of {', '.join(query.CANNED)}, or --sql TEXT")
     path = options.load(args).database
-    if args.sql is not None:
-        found = query.sql(path, args.sql)
-    else:
-        found = query.canned(path, args.name, query.parse_since(args.since))
+    found = query.sql(path, args.sql) if args.sql else query.canned(path, args.name, query.parse_since(args.since))
     form = "json" if args.json else "csv" if args.csv else "table"
     print(FORMATS[form](found).rstrip("\r\n"))
     return 0

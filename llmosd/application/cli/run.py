@@ -108,8 +108,8 @@ def _ready_daemon(settings: Config) -> str:
         with Client(url) as client:
             client.status()
     except Unavailable:
-        if instance.running(settings.home) is not None:
-            raise
+        if pid := instance.running(settings.home):
+            raise Unavailable(f"the daemon (pid {pid}) does not answer at {url}: `llmosd status` says why") from None
         models.pull(settings, settings.model)
         print("no daemon runs; starting one (`llmosd stop` ends it)", file=sys.stderr)
         return daemon.detach(settings).http
