@@ -11,7 +11,7 @@ from llmosd.runtime.rows import BLOCK, Ids, Row, Rows, Sums
 from llmosd.types import Sampling
 
 NOT_FINITE = "the model produced logits that are not finite numbers; this sequence cannot go on"
-FIRST_CANDIDATES = 64  # how many of the likeliest tokens to try a cut on before looking at more
+FIRST_CANDIDATES = 64  # how many of the likeliest tokens to try a cut on before looking at all that it may keep
 
 
 class Distribution:
@@ -37,8 +37,14 @@ class Distribution:
         return [float(value) for value in values]
 
     def top(self, count: int) -> Ids:
-        """The `count` likeliest tokens, likeliest first, ties by token id."""
-        return self._rows.top(self._row, self._maxima, count)
+        """The `count` likeliest tokens (all, if there are fewer), likeliest first, ties by token id.
+
+        While `count` is small, so many blocks have a maximum that reaches the count-th largest maximum: a limit that
+        is found among few numbers and lies close to the count-th largest logit.
+        """
+        heads = self._maxima if count <= len(self._maxima) else self._row
+        place = max(0, len(heads) - max(count, 1))
+        return self._rows.above(self._row, self._maxima, float(np.partition(heads, place)[place]))[:count]
 
     def quantile(self, u: float) -> int:
         """The token that the share `u` < 1 of the total falls on, tokens being ordered by id."""
@@ -49,19 +55,26 @@ class Distribution:
         return first + quantile(self.weights(self._row[first : first + BLOCK]), target - before)
 
     def cut(self, sampling: Sampling) -> tuple[Ids, Sums]:
-        """Tokens that top-k, min-p and top-p leave, by id, and their weights; ties at an edge go to lower ids."""
-        count = min(sampling.top_k or FIRST_CANDIDATES, len(self._row))
-        while True:
-            ids = self.top(count)
+        """Tokens that top-k, min-p and top-p leave, and their weights, likeliest first, ties by token id."""
+        ids = self.top(sampling.top_k or FIRST_CANDIDATES)
+        weights = self.weights(self._row[ids])
+        kept = self._kept(weights, sampling, whole=sampling.top_k > 0 or len(ids) == len(self._row))
+        if kept is None:
+            ids = self._rows.above(self._row, self._maxima, self._logit(self._least_kept(sampling)))
             weights = self.weights(self._row[ids])
-            kept = self._kept(weights, sampling, whole=sampling.top_k > 0 or len(ids) == len(self._row))
-            if kept is not None:
-                order = ids[:kept].argsort()
-                return ids[order], weights[order]
-            count = min(8 * count, len(self._row))
+            kept = self._kept(weights, sampling, whole=sampling.min_p > 0.0 or len(ids) == len(self._row))
+        return ids[:kept], weights[:kept]
+
+    def _least_kept(self, sampling: Sampling) -> float:
+        """No weight below this one is kept: min-p says so, or all such tokens together fit into what top-p drops."""
+        least = sampling.min_p or (1.0 - sampling.top_p) * self.total / len(self._row)
+        return 0.5 * least  # room for rounding
+
+    def _logit(self, weight: float) -> float:
+        return self._largest + math.log(weight) / self._scale if weight > 0.0 else -math.inf
 
     def _kept(self, weights: Sums, sampling: Sampling, whole: bool) -> int | None:
-        """How many of the falling weights min-p and top-p leave; None if that cannot be told from these alone."""
+        """How many of the falling weights min-p and top-p leave; None, or all, if these are too few to tell."""
         if sampling.min_p > 0.0:
             above = int(np.count_nonzero(weights >= sampling.min_p))
             if above == len(weights) and not whole:

@@ -29,8 +29,8 @@ class Rows(Protocol):
         A sum is not finite where a logit is NaN or the row's largest is not finite.
         """
 
-    def top(self, row: Row, maxima: Row, count: int) -> Ids:
-        """Ids of the `count` largest (all, if there are fewer), falling, ties by id. The row holds no NaN."""
+    def above(self, row: Row, maxima: Row, least: float) -> Ids:
+        """Ids of the logits that reach `least`, falling, ties by id. The row holds no NaN."""
 
 
 class NumpyRows:
@@ -44,12 +44,9 @@ class NumpyRows:
         sums: Sums = np.add.reduceat(weights, starts).astype(np.float64)
         return maxima, sums
 
-    def top(self, row: Row, maxima: Row, count: int) -> Ids:
-        heads = maxima.copy() if count <= len(maxima) else row.copy()
-        place = len(heads) - min(max(count, 1), len(heads))
-        heads.partition(place)
-        ids = (row >= heads[place]).nonzero()[0]
-        return np.asarray(ids[(-row[ids]).argsort(kind="stable")[:count]])
+    def above(self, row: Row, maxima: Row, least: float) -> Ids:
+        ids = (row >= np.float32(least)).nonzero()[0]
+        return np.asarray(ids[(-row[ids]).argsort(kind="stable")])
 
 
 class NativeRows:
@@ -64,11 +61,12 @@ class NativeRows:
         self._library.llmos_weigh(_address(row), len(row), scale, _address(maxima), _address(sums))
         return maxima, sums
 
-    def top(self, row: Row, maxima: Row, count: int) -> Ids:
-        ids = np.empty(min(count, len(row)), np.int64)
-        if not self._library.llmos_top(_address(row), len(row), _address(maxima), len(ids), _address(ids)):
+    def above(self, row: Row, maxima: Row, least: float) -> Ids:
+        ids = np.empty(len(row), np.int64)
+        count = self._library.llmos_above(_address(row), len(row), _address(maxima), least, _address(ids))
+        if count < 0:
             raise MemoryError
-        return ids
+        return ids[:count]
 
 
 def best_rows() -> Rows:

@@ -109,10 +109,11 @@ def test_draw_is_the_inverse_cdf_of_the_reference(
     assume(margin > EDGE)
     token = Sampler(rows).draw(row, stream(sampling, prompt, output, choice)).token
     assert token in kept
-    weights = np.where([t in kept for t in range(vocab)], p, 0.0)
-    after = np.cumsum(weights / weights.sum())
-    u = uniform(sampling.seed, choice, len(prompt) + len(output))
-    assert after[token] - weights[token] / weights.sum() - EDGE <= u <= after[token] + EDGE
+    cuts = sampling.top_k or sampling.min_p or sampling.top_p < 1.0
+    order = sorted(kept, key=lambda one: (-p[one], one)) if cuts else list(range(vocab))
+    after = np.cumsum(p[order] / p[order].sum())
+    u, place = uniform(sampling.seed, choice, len(prompt) + len(output)), order.index(token)
+    assert (after[place - 1] if place else 0.0) - EDGE <= u <= after[place] + EDGE
 
 
 @settings(max_examples=60, deadline=None)
@@ -166,9 +167,8 @@ def test_top_is_a_full_sort_cut_off(rows: Rows, seed: int, vocab: int, values: i
     """Few distinct values, zeros of both signs among them, so that there are ties."""
     row = (np.random.default_rng(seed).integers(0, values, vocab) - values // 2).astype(np.float32)
     row[::3] *= np.where(row[::3] == 0, np.float32(-1), np.float32(1))
-    maxima, _ = rows.weigh(row, 1.0)
     expected = sorted(range(vocab), key=lambda token: (-row[token], token))[:count]
-    assert rows.top(row, maxima, count).tolist() == expected
+    assert Distribution(row, 1.0, rows).top(count).tolist() == expected
 
 
 @given(st.integers(0, 2**32), vocabularies, st.floats(0, 1, exclude_max=True))
@@ -177,6 +177,17 @@ def test_quantile_finds_what_a_plain_cumulative_sum_does(rows: Rows, seed: int, 
     ends = np.cumsum(softmax(row.tolist()))
     token = Distribution(row, 1.0, rows).quantile(u)
     assert (ends[token - 1] if token else 0.0) - EDGE <= u <= ends[token] + EDGE
+
+
+@pytest.mark.parametrize("top_p", [0.9, 1 - 1e-6, 1 - 1e-9, 1 - 2**-53])
+@pytest.mark.parametrize("spread", [0.01, 3.0])
+def test_a_nucleus_of_nearly_everything_is_found(rows: Rows, top_p: float, spread: float) -> None:
+    row = logits(np.random.default_rng(2), 5003, spread)
+    distribution = Distribution(row, 1.0, rows)
+    ids, weights = distribution.cut(Sampling(top_p=top_p))
+    assert weights.sum() >= (top_p - 1e-6) * distribution.total
+    assert weights[:-1].sum() <= (top_p + 1e-6) * distribution.total
+    assert len(set(ids.tolist())) == len(ids)
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=80).filter(any), st.floats(0, 1, exclude_max=True))

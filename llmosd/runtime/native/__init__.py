@@ -73,7 +73,8 @@ def load(path: Path) -> ctypes.CDLL:
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     library.llmos_weigh.argtypes = [pointer, count, ctypes.c_float, pointer, pointer]
     library.llmos_weigh.restype = None
-    library.llmos_top.argtypes = [pointer, count, pointer, count, pointer]
+    library.llmos_above.argtypes = [pointer, count, pointer, ctypes.c_float, pointer]
+    library.llmos_above.restype = count
     return library
 
 

@@ -1,7 +1,6 @@
 // What sampling asks of one row of logits. Not operators: plain C functions, called on the sampling thread.
 #include <algorithm>
 #include <cstring>
-#include <functional>
 #include <new>
 #include <vector>
 
@@ -10,16 +9,6 @@
 
 namespace llmos {
 namespace {
-
-// A value that at least `count` elements reach. With few of them asked for, the count-th largest of the blocks' maxima,
-// which is close to the count-th largest value.
-float edge(const float* row, int64_t length, const float* maxima, int64_t count) {
-  const int64_t blocks = (length + kRowBlock - 1) / kRowBlock;
-  std::vector<float> heads = count <= blocks ? std::vector<float>(maxima, maxima + blocks)
-                                             : std::vector<float>(row, row + length);
-  std::nth_element(heads.begin(), heads.begin() + (count - 1), heads.end(), std::greater<float>());
-  return heads[count - 1];
-}
 
 // Rises as the value falls, and with the id where values are equal.
 uint64_t key(float value, int64_t id) {
@@ -30,8 +19,21 @@ uint64_t key(float value, int64_t id) {
   return uint64_t(~rising) << 32 | uint64_t(id);
 }
 
-void top(const float* row, int64_t length, const float* maxima, int64_t count, int64_t* ids) {
-  const float least = edge(row, length, maxima, count);
+// By radix where there are many: three stable passes over the value's 32 bits; the ids rise already.
+void sort(std::vector<uint64_t>& keys) {
+  constexpr int kBits = 11, kBuckets = 1 << kBits;
+  if (keys.size() < kBuckets) return std::sort(keys.begin(), keys.end());
+  std::vector<uint64_t> sorted(keys.size());
+  for (int shift = 32; shift < 64; shift += kBits) {
+    size_t places[kBuckets + 1] = {};
+    for (uint64_t k : keys) ++places[(k >> shift) % kBuckets + 1];
+    for (int b = 0; b < kBuckets; ++b) places[b + 1] += places[b];
+    for (uint64_t k : keys) sorted[places[(k >> shift) % kBuckets]++] = k;
+    keys.swap(sorted);
+  }
+}
+
+int64_t above(const float* row, int64_t length, const float* maxima, float least, int64_t* ids) {
   std::vector<uint64_t> found;
   for (int64_t block = 0; block * kRowBlock < length; ++block) {
     if (maxima[block] < least) continue;
@@ -39,9 +41,9 @@ void top(const float* row, int64_t length, const float* maxima, int64_t count, i
     for (int64_t i = block * kRowBlock; i < end; ++i)
       if (row[i] >= least) found.push_back(key(row[i], i));
   }
-  std::nth_element(found.begin(), found.begin() + (count - 1), found.end());
-  std::sort(found.begin(), found.begin() + count);
-  for (int64_t i = 0; i < count; ++i) ids[i] = int64_t(found[i] & UINT32_MAX);
+  sort(found);
+  for (size_t i = 0; i < found.size(); ++i) ids[i] = int64_t(found[i] & UINT32_MAX);
+  return int64_t(found.size());
 }
 
 }  // namespace
@@ -52,12 +54,11 @@ LLMOS_EXPORT void llmos_weigh(const float* row, int64_t length, float scale, flo
   llmos::kernels().weigh(row, length, scale, maxima, sums);
 }
 
-// The `count` <= length largest of a row without NaN, in falling order, ties by id. 0 if there is no memory for it.
-LLMOS_EXPORT int llmos_top(const float* row, int64_t length, const float* maxima, int64_t count, int64_t* ids) {
+// Ids of the logits that reach `least`, falling, ties by id, and how many; -1 if there is no memory for them.
+LLMOS_EXPORT int64_t llmos_above(const float* row, int64_t length, const float* maxima, float least, int64_t* ids) {
   try {
-    if (count > 0) llmos::top(row, length, maxima, count, ids);
-    return 1;
+    return llmos::above(row, length, maxima, least, ids);
   } catch (const std::bad_alloc&) {
-    return 0;
+    return -1;
   }
 }
