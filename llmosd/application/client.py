@@ -25,6 +25,7 @@ from llmosd.errors import (
     StepError,
     Unavailable,
 )
+from llmosd.wire import UNREADABLE
 
 DEFAULT_URL = "http://127.0.0.1:11500"
 _QUICK = httpx.Timeout(10.0, connect=3.0)
@@ -231,14 +232,14 @@ def _decoded(response: httpx.Response, type_: type[T]) -> T:
         raise _error(response)
     try:
         return msgspec.json.decode(response.content, type=type_)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise Unavailable(f"what answers at {response.url} is no llmosd daemon: {error}") from None
 
 
 def _error(response: httpx.Response) -> LlmosError:
     try:
         detail = msgspec.json.decode(response.content, type=_ErrorBody).error
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return Unavailable(f"what answers at {response.url} is no llmosd daemon (HTTP {response.status_code})")
     if response.status_code == 429:
         return QueueFull(detail.message, retry_after_s=float(response.headers.get("retry-after", "1")))

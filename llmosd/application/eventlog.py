@@ -42,8 +42,11 @@ class EventLog:
 
     def note_kernel(self, events: Iterable[Event]) -> None:
         """Requests that came, were preempted and left; the rest is in Frames and rows."""
+        reasons: dict[str, str] = {}  # of a cancellation: the view that follows has none
         for event in events:
             match event:
+                case StateChanged(id=id, new=State.CANCELLED, reason=reason):
+                    reasons[id] = reason
                 case Accepted(request=view):
                     text = f"accepted: {view.prompt_tokens} prompt tokens, nice {view.nice}"
                     self.note("info", "request.accepted", text, view.id)
@@ -51,9 +54,9 @@ class EventLog:
                     self.note("warning", "request.preempted", "preempted: its pages went to others", id)
                 case Ended(request=view):
                     severity = "error" if view.state is State.FAILED else "info"
-                    self.note(severity, f"request.{view.state}", _ending(view), view.id)
+                    self.note(severity, f"request.{view.state}", _ending(view, reasons.get(view.id)), view.id)
 
 
-def _ending(view: RequestView) -> str:
-    why = view.error or view.finish or "no reason given"
+def _ending(view: RequestView, reason: str | None) -> str:
+    why = view.error or view.finish or reason or "no reason given"
     return f"{view.state}: {why}; {view.completion_tokens} tokens in {view.times.total / 1e9:.2f} s"

@@ -14,6 +14,7 @@ from llmosd.application import instance
 from llmosd.application.cli import GROUPS, exit_code, main, output, parser
 from llmosd.application.cli.answer import Speed, stream_answer
 from llmosd.application.cli.daemon import _as_environment
+from llmosd.application.cli.run import _piped
 from llmosd.application.client import Piece, Usage
 from llmosd.application.instance import Record
 from llmosd.errors import ConfigError, InvalidRequest, LlmosError, ModelError, NotFound, QueueFull, Unavailable
@@ -91,6 +92,12 @@ def test_another_process_gets_the_same_configuration_and_its_arguments_no_passwo
     flags = {"home": str(tmp_path), "mqtt": "mqtt://me:secret@host", "strict": "true", "spin": "false"}
     told = config.load(flags, {"LLMOS_PORT": "5"})
     assert config.load({}, _as_environment(told)) == told
+
+
+def test_nothing_to_ask_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(" \n"))
+    with pytest.raises(InvalidRequest, match="nothing to ask"):
+        _piped()
 
 
 def test_query_needs_a_name_or_sql(tmp_path: Path) -> None:

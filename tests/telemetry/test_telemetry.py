@@ -31,7 +31,7 @@ from llmosd.prediction.cost_executor import CostModel, CostModelExecutor, Manual
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import Fcfs
 from llmosd.types import RequestSpec, Sampling
-from llmosd.wire import Status
+from llmosd.wire import EventMessage, Status
 from tests.telemetry.conftest import subscriber, until
 from tests.telemetry.test_broker import free_port
 
@@ -105,6 +105,15 @@ async def test_what_requests_do_reaches_subscribers_and_the_database_in_agreemen
     assert frame.latency.e2e.mean_ms == pytest.approx(mean)
     kinds = [row[2] for row in canned(config.database, "events").rows]
     assert kinds.count("request.accepted") == kinds.count("request.finished") == 12
+
+
+def test_events_say_why_a_request_was_cancelled() -> None:
+    kernel, log, said = Kernel(LIMITS, Fcfs()), EventLog("test"), list[EventMessage]()
+    log.attach(said.append)
+    log.note_kernel(kernel.submit(RequestSpec("a", "formula", (1,), Sampling()), 0))
+    log.note_kernel(kernel.cancel("a", "the client disconnected", 1))
+    assert [event.kind for event in said] == ["request.accepted", "request.cancelled"]
+    assert "the client disconnected" in said[-1].text
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import aiomqtt
 import msgspec
+import pytest
 
 from llmos_top.feed import FIRST_DELAY_S, LAST_DELAY_S, Feed, backoff, decode, newest_stored
 from llmos_top.messages import (
@@ -161,6 +162,12 @@ async def test_a_stranger_on_our_topic_is_reported_not_fatal(broker: LocalBroker
         async with speaking(broker, node) as daemon:
             await daemon.frame(1)
             await until(lambda: bool(of(FrameArrived, got)))
+
+
+@pytest.mark.parametrize("payload", [b'{"node": "\xff"}', b'{"x": ' + b"[" * 100_000, b"", b"[]", b"\x00"])
+def test_a_foreign_message_is_unreadable_and_no_error(payload: bytes) -> None:
+    for topic in ("llmos/n/frame", "llmos/n/status", "llmos/n/event"):
+        assert isinstance(decode(topic, payload, retained=False), Unreadable)
 
 
 def test_a_message_of_a_later_version_that_does_not_decode_says_so() -> None:

@@ -29,7 +29,7 @@ from llmosd.application import query
 from llmosd.application.endpoint import Endpoint
 from llmosd.application.topics import FRAME, STATUS, TOPICS
 from llmosd.errors import LlmosError
-from llmosd.wire import VERSION, EventMessage, Frame, Status
+from llmosd.wire import UNREADABLE, VERSION, EventMessage, Frame, Status
 
 FIRST_DELAY_S, LAST_DELAY_S = 0.5, 30.0
 CONNECT_S = 2.0
@@ -127,7 +127,7 @@ def decode(topic: str, payload: bytes, *, retained: bool) -> Message:
                 return StatusArrived(msgspec.json.decode(payload, type=Status))
             case _:
                 return EventArrived(msgspec.json.decode(payload, type=EventMessage))
-    except msgspec.DecodeError as exc:
+    except UNREADABLE as exc:
         return Unreadable(f"cannot read {topic}{_newer(payload)}: {exc}")
 
 
@@ -137,7 +137,7 @@ class _Versioned(msgspec.Struct):
 
 def _newer(payload: bytes) -> str:
     """Why a message of a later wire version does not decode; empty for any other."""
-    with contextlib.suppress(msgspec.DecodeError):
+    with contextlib.suppress(*UNREADABLE):
         version = msgspec.json.decode(payload, type=_Versioned).version
         return f" (SCHEMA {version}>{VERSION}: update llmos-top)" if version > VERSION else ""
     return ""
@@ -149,7 +149,7 @@ def newest_stored(database: Path, count: int) -> list[FrameStored]:
         rows = query.sql(database, f"SELECT payload FROM frames ORDER BY ts DESC LIMIT {count:d}").rows
         payloads = [str(payload).encode() for (payload,) in reversed(rows)]
         frames = [(msgspec.json.decode(payload, type=Frame), payload) for payload in payloads]
-    except (LlmosError, msgspec.DecodeError):
+    except (LlmosError, *UNREADABLE):
         return []
     now = time.time()
     return [FrameStored(frame, payload, max(0.0, now - frame.at)) for frame, payload in frames]

@@ -14,7 +14,7 @@ from llmosd.application.cli import daemon, models, options, output
 from llmosd.application.cli.answer import stream_answer
 from llmosd.application.client import Client
 from llmosd.config import Config
-from llmosd.errors import LlmosError, Unavailable
+from llmosd.errors import InvalidRequest, LlmosError, Unavailable
 from llmosd.runtime import catalogue
 
 FIRST_PROMPT = "In one sentence: what does an operating system do?"
@@ -46,7 +46,7 @@ def _run(args: argparse.Namespace) -> int:
         conversation = Conversation(client, args)
         if not prompt and sys.stdin.isatty():
             return conversation.talk()
-        conversation.ask(prompt or (FIRST_PROMPT if args.serve else sys.stdin.read()))
+        conversation.ask(prompt or (FIRST_PROMPT if args.serve else _piped()))
         return 0
 
 
@@ -93,6 +93,12 @@ class Conversation:
             raise
         except LlmosError as exc:
             output.error(exc.message)
+
+
+def _piped() -> str:
+    if text := sys.stdin.read().strip():
+        return text
+    raise InvalidRequest("nothing to ask: give a prompt, or text on standard input")
 
 
 def _recommended(model: str) -> dict[str, float]:
