@@ -11,7 +11,7 @@ from llmosd.runtime.rows import BLOCK, Ids, Row, Rows, Sums
 from llmosd.types import Sampling
 
 NOT_FINITE = "the model produced logits that are not finite numbers; this sequence cannot go on"
-FIRST_CANDIDATES = 64  # how many of the likeliest tokens to try a cut on before looking at all that it may keep
+CANDIDATES = (64, 512)  # likeliest tokens to try a cut on before looking at all that it may keep
 
 
 class Distribution:
@@ -56,13 +56,15 @@ class Distribution:
 
     def cut(self, sampling: Sampling) -> tuple[Ids, Sums]:
         """Tokens that top-k, min-p and top-p leave, and their weights, likeliest first, ties by token id."""
-        ids = self.top(sampling.top_k or FIRST_CANDIDATES)
-        weights = self.weights(self._row[ids])
-        kept = self._kept(weights, sampling, whole=sampling.top_k > 0 or len(ids) == len(self._row))
-        if kept is None:
-            ids = self._rows.above(self._row, self._maxima, self._logit(self._least_kept(sampling)))
+        for count in [sampling.top_k] if sampling.top_k else CANDIDATES:
+            ids = self.top(count)
             weights = self.weights(self._row[ids])
-            kept = self._kept(weights, sampling, whole=sampling.min_p > 0.0 or len(ids) == len(self._row))
+            kept = self._kept(weights, sampling, whole=sampling.top_k > 0 or len(ids) == len(self._row))
+            if kept is not None:
+                return ids[:kept], weights[:kept]
+        ids = self._rows.above(self._row, self._maxima, self._logit(self._least_kept(sampling)))
+        weights = self.weights(self._row[ids])
+        kept = self._kept(weights, sampling, whole=sampling.min_p > 0.0 or len(ids) == len(self._row))
         return ids[:kept], weights[:kept]
 
     def _least_kept(self, sampling: Sampling) -> float:

@@ -50,10 +50,11 @@ class NumpyRows:
 
 
 class NativeRows:
-    """The native library's functions; other threads run meanwhile."""
+    """The native library's functions, which let other threads run meanwhile. One thread only: it keeps memory."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
+        self._ids = np.empty(0, np.int64)
 
     def weigh(self, row: Row, scale: float) -> tuple[Row, Sums]:
         blocks = -(-len(row) // BLOCK)
@@ -62,11 +63,12 @@ class NativeRows:
         return maxima, sums
 
     def above(self, row: Row, maxima: Row, least: float) -> Ids:
-        ids = np.empty(len(row), np.int64)
-        count = self._library.llmos_above(_address(row), len(row), _address(maxima), least, _address(ids))
+        if len(row) > len(self._ids):
+            self._ids = np.empty(len(row), np.int64)
+        count = self._library.llmos_above(_address(row), len(row), _address(maxima), least, _address(self._ids))
         if count < 0:
             raise MemoryError
-        return ids[:count]
+        return self._ids[:count].copy()
 
 
 def best_rows() -> Rows:

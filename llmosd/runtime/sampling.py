@@ -102,13 +102,17 @@ class Draw:
 
 
 class Sampler:
-    """Draws tokens, each from its own row and stream alone."""
+    """Draws tokens, each from its own row and stream alone; owns scratch memory. One thread only."""
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
+        self._scratch = np.empty(0, np.float32)
 
     def draw(self, raw: Row, stream: Stream) -> Draw:
-        """Choose the stream's next token; changes nothing. Raises StepError if the logits are not finite."""
+        """Choose the stream's next token; changes nothing but scratch memory.
+
+        Raises StepError if the logits are not finite.
+        """
         if stream.sampling.logprobs is None:
             return Draw(self._choose(raw, stream))
         distribution = Distribution(raw, 1.0, self._rows)
@@ -118,16 +122,17 @@ class Sampler:
         return Draw(token, own, tuple(zip(ids.tolist(), top, strict=True)))
 
     def _choose(self, raw: Row, stream: Stream) -> int:
-        logits = _penalised(raw, stream.penalties) if stream.penalties.active else raw
+        logits = self._penalised(raw, stream.penalties) if stream.penalties.active else raw
         if stream.sampling.temperature < GREEDY_BELOW:
             return _greatest(logits)
         return _pick(Distribution(logits, 1.0 / stream.sampling.temperature, self._rows), stream)
 
-
-def _penalised(raw: Row, penalties: Penalties) -> Row:
-    logits = raw.copy()
-    penalties.apply(logits)
-    return logits
+    def _penalised(self, raw: Row, penalties: Penalties) -> Row:
+        if len(raw) != len(self._scratch):
+            self._scratch = np.empty(len(raw), np.float32)
+        np.copyto(self._scratch, raw)
+        penalties.apply(self._scratch)
+        return self._scratch
 
 
 def _greatest(logits: Row) -> int:
