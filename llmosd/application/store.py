@@ -183,7 +183,7 @@ class Store:
     async def _prune_safely(self) -> None:
         try:
             await self.prune(time.time())
-        except sqlite3.Error as exc:
+        except Exception as exc:  # as above: the writer must live
             log.error("old data cannot be deleted: %s", exc)
 
     async def prune(self, now: float) -> None:

@@ -101,7 +101,7 @@ def test_nothing_to_ask_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_query_needs_a_name_or_sql(tmp_path: Path) -> None:
-    for args in ([], ["--sql", ""], ["events", "--sql", "SELECT 1"]):
+    for args in ([], ["--sql", ""], ["events", "--sql", "SELECT 1"], ["--sql", "SELECT 1", "--since", "1h"]):
         assert main(["query", *args, "--home", str(tmp_path)]) == 2
     with pytest.raises(SystemExit) as ended:
         main(["query", "events", "--csv", "--json"])
