@@ -1,5 +1,5 @@
-"""Where should the engine run? The whole daemon at 16 streams: engine on a thread or in a child process, its threads
-spinning or not, and Python's switch interval at 5 ms or 0.5 ms. Variants take turns, so that a slow spell hits all.
+"""The whole daemon at 16 streams: ONNX Runtime's threads spinning or not, Python's switch interval at 5 ms or 0.5 ms.
+Variants take turns, so that a slow spell hits all. docs/process-model.md has what an engine in a child process gave.
 """
 
 from __future__ import annotations
@@ -25,23 +25,19 @@ from llmosd.config import default_home
 START = """
 import sys
 sys.setswitchinterval({interval})
-from llmosd.application import daemon, engine_process
-{choose}
 from llmosd.application.cli import main
 if __name__ == "__main__":
     sys.exit(main(["start", "--port", "0", "--mqtt-port", "0", {flags}]))
 """
-CHILD = "daemon.ThreadEngine = engine_process.ProcessEngine"
 SHOWN = ("tokens_per_s", "gap_p99", "step_p50", "step_p99", "loop_lag_p99")
 
 
-def run_variant(models: Path, host: str, spin: bool, interval: float, streams: int, tokens: int) -> Load:
+def run_variant(models: Path, spin: bool, interval: float, streams: int, tokens: int) -> Load:
     """One daemon of its own, measured and ended."""
     with tempfile.TemporaryDirectory() as folder:
         home, script = Path(folder), Path(folder) / "start.py"
         (home / "models").symlink_to(models)
-        choose = CHILD if host == "child" else ""
-        script.write_text(START.format(interval=interval, choose=choose, flags=repr("--spin" if spin else "--no-spin")))
+        script.write_text(START.format(interval=interval, flags=repr("--spin" if spin else "--no-spin")))
         environment = os.environ | {"LLMOS_HOME": folder}
         with (home / "log").open("wb") as log:
             process = subprocess.Popen([sys.executable, script], env=environment, stdout=log, stderr=log)
@@ -69,13 +65,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
-    variants = list(itertools.product(("thread", "child"), (False, True), (0.005, 0.0005)))
+    variants = list(itertools.product((False, True), (0.005, 0.0005)))
     runs: dict[str, list[Load]] = {}
     for _ in range(args.rounds):
-        for host, spin, interval in variants:
-            name = f"{host}, {'spin' if spin else 'no spin'}, {1e3 * interval:g} ms"
+        for spin, interval in variants:
+            name = f"{'spin' if spin else 'no spin'}, {1e3 * interval:g} ms"
             models = args.home.absolute() / "models"
-            runs.setdefault(name, []).append(run_variant(models, host, spin, interval, args.streams, args.tokens))
+            runs.setdefault(name, []).append(run_variant(models, spin, interval, args.streams, args.tokens))
             print(f"{name}: {runs[name][-1].tokens_per_s:.1f} tokens/s", file=sys.stderr, flush=True)
     print("| variant | " + " | ".join(SHOWN) + " |\n|---|" + "---|" * len(SHOWN))
     for name, loads in runs.items():

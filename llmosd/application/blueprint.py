@@ -22,7 +22,7 @@ from llmosd.wire import Amdahl
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """Calling it builds kernel and executor, on the thread or in the process that will own them. Picklable."""
+    """Calling it builds kernel and executor, on the thread that will own them."""
 
     config: Config
     model: InstalledModel

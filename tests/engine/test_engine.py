@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import threading
 import time
 from collections import Counter
@@ -11,11 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
-from engine_world import CULPRIT, TICKETS, Fault, Hooked, Listener, build_paced, make_executor, make_kernel, spec
+from engine_world import CULPRIT, TICKETS, Fault, Hooked, Listener, make_executor, make_kernel, spec
 
 from llmosd.application.engine import Cancel, Inspect, Submit, ThreadEngine
-from llmosd.application.engine_process import ProcessEngine
-from llmosd.errors import QueueFull, StepError, Unavailable
+from llmosd.errors import StepError, Unavailable
 from llmosd.system.executor import Executor
 from llmosd.system.kernel import Kernel
 from llmosd.types import Ended, Plan, State, StepResult
@@ -44,7 +41,7 @@ def start(listener: Listener) -> Iterator[Start]:
         assert engine.join(timeout=30)
 
 
-def submit(engine: ThreadEngine | ProcessEngine, *ids: str, prompt: int | list[int] = 10, n: int = 1) -> None:
+def submit(engine: ThreadEngine, *ids: str, prompt: int | list[int] = 10, n: int = 1) -> None:
     for id in ids:
         engine.post(Submit(next(TICKETS), spec(id, max_tokens=6, prompt=prompt, n=n)))
 
@@ -141,47 +138,6 @@ def test_an_engine_that_dies_leaves_nobody_waiting(
     engine.post(inspect := Inspect(next(TICKETS)))
     error = listener.reply(inspect)
     assert isinstance(error, Unavailable) and named in error.message
-
-
-def test_a_child_that_is_killed_leaves_nobody_waiting(listener: Listener) -> None:
-    engine = ProcessEngine(build_paced, listener)
-    engine.start()
-    engine.post(Submit(next(TICKETS), spec("a", max_tokens=900)))
-    listener.first_output("a")
-    for child in multiprocessing.active_children():
-        child.kill()
-    assert engine.join(timeout=30)
-    ended = listener.ended("a")
-    assert ended.state is State.FAILED
-    assert ended.completion_tokens == len(listener.tokens("a")) > 0
-    engine.post(inspect := Inspect(next(TICKETS)))
-    error = listener.reply(inspect)
-    assert isinstance(error, Unavailable) and "exit code -9" in error.message
-
-
-def test_a_child_that_dies_while_starting_is_reported_by_start(listener: Listener) -> None:
-    with pytest.raises(Unavailable, match="exit code 7"):
-        ProcessEngine(build_death, listener).start()
-
-
-def build_death() -> tuple[Kernel, Executor]:
-    os._exit(7)
-
-
-def test_a_full_queue_says_so_across_the_pipe(listener: Listener) -> None:
-    engine = ProcessEngine(build_crowded, listener)
-    engine.start()
-    commands = [Submit(next(TICKETS), spec(f"r{i}", max_tokens=900)) for i in range(12)]
-    for command in commands:
-        engine.post(command)
-    errors = [listener.reply(command) for command in commands]
-    assert any(isinstance(error, QueueFull) and error.retry_after_s > 0 for error in errors)
-    engine.stop(drain=False)
-    assert engine.join(timeout=30)
-
-
-def build_crowded() -> tuple[Kernel, Executor]:
-    return make_kernel(slots=1, queue_limit=3), Hooked(make_executor(), lambda _plan: time.sleep(0.002))
 
 
 # ---- idleness and crowds

@@ -1,4 +1,4 @@
-"""What holds for an engine wherever it lives: on a thread or in a process."""
+"""What holds for any engine, seen through commands and batches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 from engine_world import TICKETS, Listener, spec
 
 from llmosd.application.engine import Build, Cancel, Engine, Inspect, Renice, Submit, ThreadEngine
-from llmosd.application.engine_process import ProcessEngine
 from llmosd.errors import ContextTooLong, InvalidRequest, ModelError, NotFound, Unavailable
 from llmosd.types import KernelStats, RequestView, State
 
@@ -21,12 +20,12 @@ def listener() -> Listener:
     return Listener()
 
 
-@pytest.fixture(params=[ThreadEngine, ProcessEngine])
-def start(request: pytest.FixtureRequest, listener: Listener) -> Iterator[Start]:
+@pytest.fixture
+def start(listener: Listener) -> Iterator[Start]:
     engines: list[Engine] = []
 
     def started(build: Build) -> Engine:
-        engine: Engine = request.param(build, listener)
+        engine = ThreadEngine(build, listener)
         engine.start()
         engines.append(engine)
         return engine
