@@ -7,13 +7,14 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from started import MODEL, NODE, PATIENCE_S, Daemon, eventually, started
+from started import MODEL, NODE, PATIENCE_S, Daemon, environment, eventually, started
 
 from llmosd.application import instance
 from llmosd.errors import LlmosError
@@ -68,6 +69,23 @@ def test_a_second_sigterm_forces(home: Path) -> None:
         assert daemon.wait() == 0
         asking.join()
     assert asking.finish == "" and "stopped" in asking.error
+
+
+def test_a_stop_during_the_first_answer_is_no_failure(home: Path) -> None:
+    command = [sys.executable, "-m", "llmosd", "run", "--serve", "--port", "0", "--mqtt-port", "0"]
+    with subprocess.Popen(
+        [*command, "--max-tokens", "6000", "Tell me a very long story."],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment(home),
+    ) as process:
+        daemon = Daemon(home, process)
+        assert process.stdout and process.stdout.readline().startswith(b"API: http")
+        for state in ("draining", "stopped"):
+            process.send_signal(signal.SIGTERM)
+            eventually(lambda state=state: daemon.record.state == state, f"the daemon is {state}")
+        assert process.wait(PATIENCE_S) == 0
 
 
 @contextmanager
