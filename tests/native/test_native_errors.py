@@ -112,11 +112,17 @@ def test_qlinear_refuses_wrong_sizes(bits: int, wrong: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "attributes", [{"N": 8, "K": 40, "bits": 4}, {"N": 8, "K": 64, "bits": 5}, {"N": 0, "K": 64, "bits": 4}]
+    "attributes",
+    [
+        {"N": 8, "K": 40, "bits": 4},
+        {"N": 8, "K": 64, "bits": 5},
+        {"N": 0, "K": 64, "bits": 4},
+        {"N": 2**31 - 8, "K": 2**31 - 32, "bits": 8},
+    ],
 )
 def test_qlinear_refuses_attributes(attributes: dict[str, int]) -> None:
     inputs = [np.zeros((1, 64), np.float32), np.zeros(256, np.uint8), np.zeros(32, np.float16)]
-    with pytest.raises((InvalidArgument, RuntimeException)):
+    with pytest.raises((InvalidArgument, RuntimeException), match=r"out of range|multiple of 32|bits must be"):
         run("QLinear", inputs, **attributes)
 
 

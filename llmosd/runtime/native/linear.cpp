@@ -17,8 +17,8 @@ class Linear {
   static constexpr std::array<ElementType, 2> kInputs{kFloat, kFloat};
 
   explicit Linear(const Attributes& attributes)
-      : columns_(attributes.integer("N", 1, INT32_MAX)),
-        k_(attributes.integer("K", 1, INT32_MAX)),
+      : columns_(attributes.integer("N", 1, kMaxSide)),
+        k_(attributes.integer("K", 1, kMaxSide)),
         threads_(attributes.threads()) {}
 
   void compute(const Context& context) const {

@@ -25,6 +25,8 @@ inline void require(bool condition, const char* message) {
   if (!condition) throw Error(message);
 }
 
+constexpr int64_t kMaxSide = 1 << 24;  // of a weight matrix: products of its sides stay far from overflow
+
 void check(OrtStatus* status);  // throws Error on a status that is not OK
 
 struct Tensor {

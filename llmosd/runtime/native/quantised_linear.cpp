@@ -17,8 +17,8 @@ class QuantisedLinear {
   static constexpr std::array<ElementType, 3> kInputs{kFloat, kUint8, kFloat16};
 
   explicit QuantisedLinear(const Attributes& attributes)
-      : columns_(attributes.integer("N", 1, INT32_MAX)),
-        k_(attributes.integer("K", kBlock, INT32_MAX)),
+      : columns_(attributes.integer("N", 1, kMaxSide)),
+        k_(attributes.integer("K", kBlock, kMaxSide)),
         bits_(attributes.integer("bits", 4, 8)),
         threads_(attributes.threads()) {
     require(bits_ == 4 || bits_ == 8, "bits must be 4 or 8");
