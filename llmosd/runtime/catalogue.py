@@ -30,10 +30,11 @@ class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Chat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How its makers sample from it in a conversation; the command line does so unless told otherwise."""
+    """What suits it in a conversation; the command line samples so unless told otherwise."""
 
     temperature: float = 1.0
     top_p: float = 1.0
+    repetition_penalty: float = 1.0
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

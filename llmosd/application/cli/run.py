@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
     parser.add_argument("prompt", nargs="*", help="what to ask; without it, a conversation")
     parser.add_argument("--system", help="instructions that come before the conversation")
     parser.add_argument("--max-tokens", type=int, help="the longest answer")
-    parser.add_argument("--temperature", type=float, help="0 is greedy; default: what the model's makers recommend")
+    parser.add_argument("--temperature", type=float, help="0 is greedy; default: what suits the model in a chat")
     parser.add_argument("--top-p", type=float, help="sample from the likeliest tokens that make up this probability")
     parser.add_argument("--seed", type=int, help="the same seed gives the same answer")
     parser.add_argument("--serve", action="store_true", help="without a terminal: answer once, then stay as the daemon")
@@ -44,9 +44,12 @@ def _run(args: argparse.Namespace) -> int:
         if args.serve:
             print(f"API: {client.url}/v1", file=sys.stderr)
         conversation = Conversation(client, args)
+        if args.serve and not prompt:
+            conversation.show(FIRST_PROMPT)
         if not prompt and sys.stdin.isatty():
             return conversation.talk()
-        conversation.ask(prompt or (FIRST_PROMPT if args.serve else _piped()))
+        if prompt or not args.serve:
+            conversation.ask(prompt or _piped())
         return 0
 
 
@@ -66,6 +69,11 @@ class Conversation:
         pieces = self._client.chat_stream([*self._messages, asked], self._model, **self._sampling)
         answer = stream_answer(pieces)
         self._messages += [asked, {"role": "assistant", "content": answer}]
+
+    def show(self, prompt: str) -> None:
+        """Ask as if it had been typed."""
+        print(f">>> {prompt}", flush=True)
+        self.ask(prompt)
 
     def talk(self) -> int:
         """Until end of file or `/bye`. An interrupt stops the answer, not the conversation."""
@@ -128,9 +136,8 @@ def _serve(settings: Config, args: argparse.Namespace, prompt: str) -> int:
 
     def greet(url: str) -> None:
         print(f"API: {url}/v1", flush=True)
-        print(f">>> {prompt}", flush=True)
         with Client(url) as client:
-            Conversation(client, args).ask(prompt)
+            Conversation(client, args).show(prompt)
         print("serving until SIGTERM or Ctrl-C", flush=True)
 
     return run(settings, on_serving=greet)
