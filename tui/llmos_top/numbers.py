@@ -60,8 +60,10 @@ def percent(share: float | None) -> str:
 
 
 def signed_percent(share: float | None) -> str:
-    """+217%, −60%; a minus sign as wide as the plus."""
-    return NONE if share is None else f"{100 * share:+.0f}%".replace("-", "−")
+    """+217%, −60%, ×8816 where a tenfold is exceeded; a minus sign as wide as the plus."""
+    if share is None:
+        return NONE
+    return f"×{1 + share:.0f}" if share >= 9 else f"{100 * share:+.0f}%".replace("-", "−")
 
 
 def gigabytes(value: float | None) -> str:
