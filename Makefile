@@ -17,7 +17,7 @@ NATIVE_SOURCES := $(wildcard $(addprefix llmosd/runtime/native/,build.py *.cpp *
 SOURCES := llmosd tui tests bench hatch_build.py
 MODEL   := smollm2-135m-instruct
 
-.PHONY: run test check bench demo install model lock clean
+.PHONY: run test check check-native bench demo install model lock clean
 
 run: model  ## serve the model and talk to it
 	$(BIN)/llmosd run --serve
@@ -31,6 +31,12 @@ check: $(VENV)/.test  ## lint, format, types, import contracts
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check-native: $(VENV)/.test  ## the native operators' tests under address and undefined-behaviour sanitizers (needs gcc)
+	$(BIN)/python llmosd/runtime/native/build.py --sanitize
+	LLMOS_NATIVE_LIBRARY=$(CURDIR)/llmosd/runtime/native/lib/libllmos-sanitize.so ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
+	  $(BIN)/pytest tests/native --timeout 900 --deselect tests/native/test_native_library.py
 
 bench: model  ## single-stream and batched speed on this machine
 	$(BIN)/python bench/engine.py

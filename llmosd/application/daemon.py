@@ -32,7 +32,7 @@ from llmosd.application.http.metrics import Metrics
 from llmosd.application.instance import Record
 from llmosd.application.lag import LoopLag
 from llmosd.application.prompts import Prompts
-from llmosd.application.server import HttpServer, listen, url
+from llmosd.application.server import HttpServer, is_exposed, listen, url
 from llmosd.application.service import Phase, Service
 from llmosd.application.signals import StopSignals
 from llmosd.application.store import Store
@@ -92,6 +92,8 @@ class Daemon:
         with listen(config.host, config.port) as listener:
             self._record = replace(self._record, http=url(config.host, listener.getsockname()[1]))
             self.note_state("starting")
+            if is_exposed(listener):
+                log.warning("%s is no loopback address: whoever reaches it may use and control this daemon", config.host)
             model = find(config.home, config.model)
             broker = await ensure_broker(config)  # before what takes long: a broker outlives its daemon by 5 s only
             log.info("broker: %s", broker)

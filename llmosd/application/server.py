@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import socket
 from collections.abc import Iterator
 
@@ -31,6 +32,11 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise _unusable(host, port, exc) from exc
     return listener
+
+
+def is_exposed(listener: socket.socket) -> bool:
+    """Whether other machines can reach it."""
+    return not ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
 def url(host: str, port: int) -> str:

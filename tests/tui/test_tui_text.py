@@ -116,3 +116,4 @@ def test_bytes_never_take_more_than_five_cells(value: int) -> None:
 
 def test_errors_carry_their_sign() -> None:
     assert (numbers.signed_percent(2.17), numbers.signed_percent(-0.6)) == ("+217%", "−60%")
+    assert (numbers.signed_percent(8.99), numbers.signed_percent(8815.2)) == ("+899%", "×8816")
