@@ -93,7 +93,7 @@ class Daemon:
             self._record = replace(self._record, http=url(config.host, listener.getsockname()[1]))
             self.note_state("starting")
             if is_exposed(listener):
-                log.warning("%s is no loopback address: whoever reaches it may use and control this daemon", config.host)
+                log.warning("%s is no loopback address: whoever reaches it may use and control the daemon", config.host)
             model = find(config.home, config.model)
             broker = await ensure_broker(config)  # before what takes long: a broker outlives its daemon by 5 s only
             log.info("broker: %s", broker)
