@@ -42,7 +42,7 @@ bench: model  ## single-stream and batched speed on this machine
 	$(BIN)/python bench/engine.py
 
 demo: model  ## a daemon under gentle load, watched in llmos-top
-	$(BIN)/python bench/demo.py
+	$(BIN)/python tui/demo.py
 
 install: $(VENV)/.package
 

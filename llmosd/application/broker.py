@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -84,6 +84,11 @@ class Broker:
     @property
     def url(self) -> str:
         return str(self.endpoint)
+
+    @property
+    def url_v5(self) -> str:
+        """Where MQTT 5 is spoken; empty if that is not known."""
+        return str(replace(self.endpoint, port=self.port_v5)) if self.port_v5 else ""
 
     def dismiss(self) -> None:
         """End what was started for a daemon that will not serve; what was adopted has its grace time."""

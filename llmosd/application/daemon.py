@@ -97,7 +97,7 @@ class Daemon:
             model = find(config.home, config.model)
             broker = await ensure_broker(config)  # before what takes long: a broker outlives its daemon by 5 s only
             log.info("broker: %s", broker)
-            self._record = replace(self._record, mqtt=broker.url)
+            self._record = replace(self._record, mqtt=broker.url, mqtt5=broker.url_v5)
             try:
                 await self._live_with(model, listener, signals)
             except BaseException:

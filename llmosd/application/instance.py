@@ -30,6 +30,7 @@ class Record:
     pid: int
     http: str = ""
     mqtt: str = ""
+    mqtt5: str = ""  # where MQTT 5 is spoken, if known; another port than `mqtt` with some brokers
     db: str = ""
     model: str = ""
     backend: str = ""

@@ -78,6 +78,7 @@ def test_models_are_listed_shown_and_checked(daemon: Daemon) -> None:
     assert (listed["id"], listed["installed"]) == (MODEL, True)
     assert json.loads(daemon.cli("models", "show", MODEL, "--json").stdout)["licence"] == "Apache-2.0"
     assert daemon.cli("models", "check", MODEL).returncode == 0
+    assert json.loads(daemon.cli("models", "check", MODEL, "--json").stdout) == {"id": MODEL, "damaged": []}
 
 
 def test_start_detached_then_stop(home: Path) -> None:

@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
         action.add_argument("model", help="model id, as `llmosd models list` shows it")
         options.add_config(action, ("home",))
         action.set_defaults(handler=handler)
-        if handler is _show:
+        if handler in (_show, _check):
             options.add_json(action)
     listing = actions.add_parser("list", help="list the models of the catalogue and the store")
     options.add_config(listing, ("home",))
@@ -105,7 +105,11 @@ def _show(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     from llmosd.runtime import installed, integrity
 
-    if damaged := integrity.damaged(installed.find(options.load(args).home, args.model)):
+    damaged = integrity.damaged(installed.find(options.load(args).home, args.model))
+    if args.json:
+        output.json({"id": args.model, "damaged": damaged})
+        return 1 if damaged else 0
+    if damaged:
         raise ModelError(f"damaged: {', '.join(damaged)}; `llmosd models rm {args.model}`, then pull it again")
     print(f"{args.model}: every file is as it was imported")
     return 0
