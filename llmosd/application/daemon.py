@@ -221,10 +221,12 @@ class Daemon:
             wait.cancel()
 
     async def _watch_engine(self) -> None:
-        """Returns when the engine was stopped; raises what it died of."""
+        """Returns when the engine was stopped; raises what it died of, once its clients have been told."""
         await asyncio.to_thread(self._engine.join)
         if self._engine.failure:
             self._events.note("error", "engine.died", self._engine.failure)
+            self._server.close()
+            await self._server.closed.wait()
             raise LlmosError(self._engine.failure)
 
 

@@ -63,6 +63,7 @@ class HttpServer(uvicorn.Server):
             )
         )
         self.ready = asyncio.Event()
+        self.closed = asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -73,8 +74,11 @@ class HttpServer(uvicorn.Server):
         self.ready.set()
 
     async def run_on(self, listener: socket.socket) -> None:
-        """Serve until `close`."""
-        await self.serve(sockets=[listener])
+        """Serve until `close`; open streams get CLOSE_S to end."""
+        try:
+            await self.serve(sockets=[listener])
+        finally:
+            self.closed.set()
 
     def close(self) -> None:
         self.should_exit = True
