@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out of it: commands in, one batch a step out. Plain data, picklable."""
+"""What goes into the engine and what comes out of it: commands in, one batch a step out. Plain data."""
 
 from __future__ import annotations
 

@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import engine_world as world
 import pytest
 from engine_world import TICKETS, Listener, spec
 
-from llmosd.application.engine import Build, Cancel, Engine, Inspect, Renice, Submit, ThreadEngine
+from llmosd.application.engine import Build, Cancel, Engine, Inspect, Renice, Submit
 from llmosd.errors import ContextTooLong, InvalidRequest, ModelError, NotFound, Unavailable
 from llmosd.types import KernelStats, RequestView, State
 
-Start = Callable[[Build], Engine]
+Launch = Callable[[Build], Engine]
 
 
-@pytest.fixture
-def listener() -> Listener:
-    return Listener()
-
-
-@pytest.fixture
-def start(listener: Listener) -> Iterator[Start]:
-    engines: list[Engine] = []
-
-    def started(build: Build) -> Engine:
-        engine = ThreadEngine(build, listener)
-        engine.start()
-        engines.append(engine)
-        return engine
-
-    yield started
-    for engine in engines:
-        engine.stop(drain=False)
-        assert engine.join(timeout=30)
-
-
-def test_a_request_runs_to_its_end(start: Start, listener: Listener) -> None:
-    engine = start(world.build)
+def test_a_request_runs_to_its_end(launch: Launch, listener: Listener) -> None:
+    engine = launch(world.build)
     submit = Submit(next(TICKETS), spec("a", max_tokens=7))
     engine.post(submit)
     view = listener.reply(submit)
@@ -49,8 +28,8 @@ def test_a_request_runs_to_its_end(start: Start, listener: Listener) -> None:
     assert listener.batches[-1].stats.pages_used == 0
 
 
-def test_steps_are_measured(start: Start, listener: Listener) -> None:
-    engine = start(world.build)
+def test_steps_are_measured(launch: Launch, listener: Listener) -> None:
+    engine = launch(world.build)
     engine.post(Submit(next(TICKETS), spec("a", prompt=20, max_tokens=3)))
     listener.ended("a")
     steps = [batch.step for batch in listener.batches if batch.step]
@@ -64,8 +43,8 @@ def test_steps_are_measured(start: Start, listener: Listener) -> None:
     assert [s.step for s in steps] == [0, 1, 2, 3]
 
 
-def test_errors_come_back_as_replies(start: Start, listener: Listener) -> None:
-    engine = start(world.build)
+def test_errors_come_back_as_replies(launch: Launch, listener: Listener) -> None:
+    engine = launch(world.build)
     commands = [
         (Submit(next(TICKETS), spec("big", prompt=900, max_tokens=900)), ContextTooLong),
         (Submit(next(TICKETS), spec("empty", prompt=[])), InvalidRequest),
@@ -81,8 +60,8 @@ def test_errors_come_back_as_replies(start: Start, listener: Listener) -> None:
     assert not listener.events
 
 
-def test_cancel_renice_and_inspect_act_on_running_requests(start: Start, listener: Listener) -> None:
-    engine = start(world.build_paced)
+def test_cancel_renice_and_inspect_act_on_running_requests(launch: Launch, listener: Listener) -> None:
+    engine = launch(world.build_paced)
     for id in "ab":
         engine.post(Submit(next(TICKETS), spec(id, max_tokens=900)))
         listener.first_output(id)
@@ -104,8 +83,8 @@ def test_cancel_renice_and_inspect_act_on_running_requests(start: Start, listene
     assert [r.id for r in last.requests] == ["b"]
 
 
-def test_drain_finishes_what_was_accepted_and_refuses_the_rest(start: Start, listener: Listener) -> None:
-    engine = start(world.build_paced)
+def test_drain_finishes_what_was_accepted_and_refuses_the_rest(launch: Launch, listener: Listener) -> None:
+    engine = launch(world.build_paced)
     for id in "abcdef":  # four slots: two of them wait
         engine.post(Submit(next(TICKETS), spec(id, max_tokens=10)))
     listener.first_output("a")
@@ -120,8 +99,8 @@ def test_drain_finishes_what_was_accepted_and_refuses_the_rest(start: Start, lis
     assert isinstance(listener.reply(too_late), Unavailable)
 
 
-def test_stop_without_drain_fails_what_is_live(start: Start, listener: Listener) -> None:
-    engine = start(world.build_paced)
+def test_stop_without_drain_fails_what_is_live(launch: Launch, listener: Listener) -> None:
+    engine = launch(world.build_paced)
     for id in "abcdef":
         engine.post(Submit(next(TICKETS), spec(id, max_tokens=900)))
     listener.first_output("a")
@@ -133,6 +112,6 @@ def test_stop_without_drain_fails_what_is_live(start: Start, listener: Listener)
         assert "stopped" in str(listener.ended(id).error)
 
 
-def test_what_building_raises_is_raised_by_start(start: Start, listener: Listener) -> None:
+def test_what_building_raises_is_raised_by_start(launch: Launch, listener: Listener) -> None:
     with pytest.raises(ModelError, match="there is no model"):
-        start(world.build_nothing)
+        launch(world.build_nothing)

@@ -5,40 +5,24 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 from engine_world import CULPRIT, TICKETS, Fault, Hooked, Listener, make_executor, make_kernel, spec
 
-from llmosd.application.engine import Cancel, Inspect, Submit, ThreadEngine
+from llmosd.application.engine import Build, Cancel, Inspect, Submit, ThreadEngine
 from llmosd.errors import StepError, Unavailable
 from llmosd.system.executor import Executor
 from llmosd.system.kernel import Kernel
 from llmosd.types import Ended, Plan, State, StepResult
 
-Start = Callable[[Executor], ThreadEngine]
+Start = Callable[..., ThreadEngine]
 
 
 @pytest.fixture
-def listener() -> Listener:
-    return Listener()
-
-
-@pytest.fixture
-def start(listener: Listener) -> Iterator[Start]:
-    engines: list[ThreadEngine] = []
-
-    def started(executor: Executor, kernel: Kernel | None = None) -> ThreadEngine:
-        engine = ThreadEngine(lambda: (kernel or make_kernel(), executor), listener)
-        engine.start()
-        engines.append(engine)
-        return engine
-
-    yield started
-    for engine in engines:
-        engine.stop(drain=False)
-        assert engine.join(timeout=30)
+def start(launch: Callable[[Build], ThreadEngine]) -> Start:
+    return lambda executor, kernel=None: launch(lambda: (kernel or make_kernel(), executor))
 
 
 def submit(engine: ThreadEngine, *ids: str, prompt: int | list[int] = 10, n: int = 1) -> None:
