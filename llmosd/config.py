@@ -56,7 +56,7 @@ class Config:
     backend: str = _option("auto", "native operators or pure ONNX gather", choices=("auto", "native", "gather"))
     strict: bool = _option(False, "float32 everywhere; the same tokens whatever the batch, chunk or preemption")
     threads: int = _option(0, "threads of the engine; 0 is the number of physical cores", range_=COUNT)
-    spin: bool = _option(False, "let engine threads spin between operators")
+    spin: bool = _option(True, "let engine threads wait awake for a moment between operators")
     slots: int = _option(32, "sequences that run at once", range_=POSITIVE)
     token_budget: int = _option(256, "tokens of one engine step, shared by prefill and decode", range_=POSITIVE)
     pages: int = _option(0, "pages in the KV pool; 0 sizes it from free memory", range_=COUNT)

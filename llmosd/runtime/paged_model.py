@@ -35,6 +35,10 @@ _RUN_ERRORS = (
     ort_errors.EPFail,
     RuntimeError,
 )
+SPIN_US = 20
+"""How long a thread looks for its next piece of work before it sleeps: longer than the gaps between operators, and so
+short that a neighbour who wants the core loses little (docs/process-model.md)."""
+
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -231,6 +235,8 @@ def _session(graph: Path, backend: Backend, kv_format: KvFormat, threads: int, s
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # with each run: an idle engine costs nothing
     options.add_session_config_entry(_EXTERNAL_FOLDER, str(graph.parent))
     if backend == "native":
         native.register(options)
