@@ -199,8 +199,8 @@ def run(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, An
         threads=options.threads or facts.cores,
         spin=options.spin,
     )
-    watch = Stopwatch(model._session)
-    model._session = watch
+    watch = Stopwatch(model._session.inference)
+    model._session.inference = watch
     tokenizer = installed.load_tokenizer()
     timings: dict[str, list[Timing]] = {}
     for _ in range(options.rounds):

@@ -1,0 +1,110 @@
+"""An ONNX Runtime session with what it reads and writes bound: a step rebinds only what changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import TensorProto
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from llmosd.errors import ModelError, StepError
+from llmosd.runtime import native
+from llmosd.runtime.backend import Backend
+from llmosd.runtime.graph.builder import LLMOS
+from llmosd.runtime.page_pool import KvFormat
+
+F32 = NDArray[np.float32]
+
+SPIN_US = 20
+"""How long a thread looks for its next piece of work before it sleeps: longer than the gaps between operators, and so
+short that a neighbour who wants the core loses little (docs/process-model.md)."""
+
+_RUN_ERRORS = (
+    ort_errors.Fail,
+    ort_errors.RuntimeException,
+    ort_errors.InvalidArgument,
+    ort_errors.EPFail,
+    RuntimeError,
+)
+_EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+class BoundSession:
+    """Memory that was bound is used in place and must not move; the session keeps it alive."""
+
+    def __init__(self, session: ort.InferenceSession, vocab: int) -> None:
+        self.inference = session
+        self._binding = session.io_binding()
+        self._bound: dict[str, NDArray[Any]] = {}
+        self._memory: F32 = np.empty((0, vocab), np.float32)  # of logits
+        self._logits: F32 | None = None
+
+    def bind(self, name: str, array: NDArray[Any]) -> None:
+        """Bind an array's own memory as an input; an array that is bound already is left alone."""
+        if self._bound.get(name) is not array:
+            array = np.ascontiguousarray(array)
+            self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+            self._bound[name] = array
+
+    def bind_output(self, name: str, array: NDArray[Any]) -> None:
+        self._binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
+
+    def bind_logits(self, rows: int) -> F32:
+        """The buffer for logits of `rows` rows; one that is bound already stays bound."""
+        if rows > len(self._memory):
+            self._memory = np.empty((rows, self._memory.shape[1]), np.float32)
+        if self._logits is None or rows != len(self._logits):
+            self._logits = self._memory[:rows]
+            self.bind_output("logits", self._logits)
+        return self._logits
+
+    def run(self) -> None:
+        """Raises StepError with the words of the operator that failed."""
+        try:
+            self.inference.run_with_iobinding(self._binding)
+        except _RUN_ERRORS as error:
+            raise StepError(f"the step failed: {error}") from error
+
+    def close(self) -> None:
+        """Let go of the session and of all that was bound."""
+        self._bound.clear()
+        del self._binding, self.inference
+
+
+def open_session(graph: Path, backend: Backend, kv_format: KvFormat, threads: int, spin: bool) -> ort.InferenceSession:
+    """Raises ModelError where the graph cannot be loaded."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # with each run: an idle engine costs nothing
+    options.add_session_config_entry(_EXTERNAL_FOLDER, str(graph.parent))
+    if backend == "native":
+        native.register(options)
+    try:
+        model = _specialised(graph, kv_format, threads)
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except (OSError, *_RUN_ERRORS) as error:
+        raise ModelError(f"{graph} cannot be loaded: {error}") from error
+
+
+def _specialised(graph: Path, kv_format: KvFormat, threads: int) -> bytes:
+    """The stored graph with this session's thread count and K/V type written in."""
+    model = onnx.load(graph, load_external_data=False)
+    element = TensorProto.FLOAT if kv_format == "float32" else TensorProto.FLOAT16
+    for value in model.graph.input:
+        if value.name.startswith(("key_cache.", "value_cache.")):
+            value.type.tensor_type.elem_type = element
+    for node in model.graph.node:
+        if node.domain == LLMOS:
+            for attribute in node.attribute:
+                if attribute.name == "threads":
+                    attribute.i = threads
+    return bytes(model.SerializeToString())
