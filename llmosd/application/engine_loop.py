@@ -1,4 +1,8 @@
-"""The loop in which everything meets: drain commands → plan → execute → commit → hand over."""
+"""The loop in which everything meets: drain commands → plan → execute → commit → hand over.
+
+What a step gave is held until the next one computes, so that formatting and sending it does not delay that one: the
+event loop's thread and this one share an interpreter lock, which a computing step does not hold.
+"""
 
 from __future__ import annotations
 
@@ -79,6 +83,7 @@ class Loop:
         self._clock = clock
         self._phase = Phase.RUNNING
         self._in_flight: Plan | None = None
+        self._held: Batch | None = None  # what the last step gave
 
     def run(self) -> None:
         """Until stopped; what an unexpected exception ends is told so before the exception goes on."""
@@ -116,8 +121,7 @@ class Loop:
                 replies.append(Reply(message.ticket, self._apply(message, events)))
             except LlmosError as error:
                 replies.append(Reply(message.ticket, error))
-        if replies:
-            self._hand_over(replies, events)
+        self._hand_over(replies, events)
 
     def _stop(self, stop: Stop) -> None:
         if self._phase is not Phase.STOPPING:
@@ -163,16 +167,19 @@ class Loop:
             run_ns=result.run_ns,
             commit_ns=self._clock() - executed,
         )
-        self._hand_over((), events, stats)
+        self._release()  # in case the step failed before it computed
+        self._held = self._batch((), events, stats)
+        if self._kernel.idle:
+            self._release()
 
     def _execute(self, plan: Plan) -> StepResult:
         """The step; a failed one is tried again, then sequence by sequence, so that the culprit fails alone."""
         try:
-            return self._executor.execute(plan)
+            return self._executor.execute(plan, self._release)
         except StepError:
             pass
         try:
-            return self._executor.execute(plan)
+            return self._executor.execute(plan, self._release)
         except StepError:
             return self._execute_apart(plan)
 
@@ -197,16 +204,29 @@ class Loop:
 
     def _fail_all(self, message: str) -> None:
         """End every live request as failed, the step in flight included."""
+        self._release()
         now, events = self._clock(), list[Event]()
         if self._in_flight is not None:
             events += self._kernel.commit(self._in_flight, _failed(self._in_flight, message), now)
         for view in self._kernel.views():
             events += self._kernel.fail(view.id, message, now)
-        if events:
-            self._hand_over((), events)
+        self._hand_over((), events)
 
-    def _hand_over(self, replies: Iterable[Reply], events: Iterable[Event], step: StepStats | None = None) -> None:
-        self._deliver(Batch(tuple(replies), tuple(events), step, self._kernel.stats(requests=False)))
+    # ---- handing over
+
+    def _hand_over(self, replies: Iterable[Reply], events: Iterable[Event]) -> None:
+        """What no step gave goes at once, behind what is held."""
+        self._release()
+        if replies or events:
+            self._deliver(self._batch(replies, events, None))
+
+    def _release(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            self._deliver(held)
+
+    def _batch(self, replies: Iterable[Reply], events: Iterable[Event], step: StepStats | None) -> Batch:
+        return Batch(tuple(replies), tuple(events), step, self._kernel.stats(requests=False))
 
 
 def death(error: BaseException) -> str:

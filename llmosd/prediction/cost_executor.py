@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from llmosd.system.executor import nothing
 from llmosd.types import (
     FinishReason,
     Nanoseconds,
@@ -58,11 +59,12 @@ class CostModelExecutor:
         self._output_tokens = output_tokens
         self._known: dict[SequenceId, tuple[int, int, FinishReason]] = {}
 
-    def execute(self, plan: Plan) -> StepResult:
+    def execute(self, plan: Plan, meanwhile: Callable[[], None] = nothing) -> StepResult:
         for sequence in plan.ended:
             self._known.pop(sequence, None)
         for start in plan.started:
             self._known[start.sequence] = self._fate(start)
+        meanwhile()
         took = self._cost.step_time(plan)
         self.clock.advance(took)
         return StepResult(plan.step, tuple(self._result(part) for part in plan.sequences), took, took)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from array import array
+from collections.abc import Callable
 
 from llmosd.errors import StepError
 from llmosd.runtime.detokenizer import Detokenizer
@@ -12,6 +13,7 @@ from llmosd.runtime.paged_model import PagedModel
 from llmosd.runtime.rows import Row, best_rows
 from llmosd.runtime.sampling import Draw, Sampler, Stream
 from llmosd.runtime.tokenizer import Tokenizer
+from llmosd.system.executor import nothing
 from llmosd.types import (
     FinishReason,
     Nanoseconds,
@@ -42,11 +44,11 @@ class OnnxExecutor:
         self._sampler = Sampler(best_rows())
         self._sequences: dict[SequenceId, _Sequence] = {}
 
-    def execute(self, plan: Plan) -> StepResult:
+    def execute(self, plan: Plan, meanwhile: Callable[[], None] = nothing) -> StepResult:
         """Raises StepError where the run failed; logits that are not finite end their own sequence only."""
         began = time.perf_counter_ns()
         self._prepare(plan)
-        draws, run_ns = self._run(plan.sequences) if plan.sequences else ({}, 0)
+        draws, run_ns = self._run(plan.sequences, meanwhile)
         results = tuple(self._result(part, draws.get(part.sequence)) for part in plan.sequences)
         return StepResult(plan.step, results, run_ns, time.perf_counter_ns() - began)
 
@@ -58,9 +60,15 @@ class OnnxExecutor:
         for copy in plan.copies:
             self._model.copy_page(copy.source, copy.target)
 
-    def _run(self, parts: tuple[SequencePlan, ...]) -> tuple[dict[SequenceId, Draw | StepError], Nanoseconds]:
+    def _run(
+        self, parts: tuple[SequencePlan, ...], meanwhile: Callable[[], None]
+    ) -> tuple[dict[SequenceId, Draw | StepError], Nanoseconds]:
         """Run all sequences and draw a token, or find an error, for each that is to be sampled."""
+        if not parts:
+            meanwhile()
+            return {}, 0
         packed = self._packer.pack(parts)
+        meanwhile()
         began = time.perf_counter_ns()
         logits = self._model.run(
             packed.token_ids, packed.cumulative_lengths, packed.past_lengths, packed.page_table, packed.logit_rows

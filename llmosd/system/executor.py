@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from llmosd.types import Plan, StepResult
 
 
+def nothing() -> None:
+    """For a caller that has nothing to do while a step computes."""
+
+
 class Executor(Protocol):
-    def execute(self, plan: Plan) -> StepResult:
+    def execute(self, plan: Plan, meanwhile: Callable[[], None] = nothing) -> StepResult:
         """Run one step: results for exactly the plan's sequences, in its order.
+
+        `meanwhile` is called once, when all is ready and just before what takes long (also where nothing has to be
+        run): what it sets off on other threads runs beside the step's computation, not before it.
 
         Raises StepError when the step failed as a whole; the same plan may then be executed again.
         """

@@ -25,6 +25,7 @@ from llmosd.prediction.cost_executor import CostModel, CostModelExecutor, Manual
 from llmosd.runtime.chat_template import ChatTemplate
 from llmosd.runtime.gguf_reader import TokenizerFacts
 from llmosd.runtime.tokenizer import Tokenizer, tokenizer_json, tokenizer_meta
+from llmosd.system.executor import nothing
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import Priority
 from llmosd.types import Plan, RequestView, SequenceResult, SequenceStart, StepResult, TokenLogprob
@@ -62,7 +63,8 @@ class LettersExecutor:
         self.started: dict[int, SequenceStart] = {}
         self._inner = CostModelExecutor(COST, length, clock)
 
-    def execute(self, plan: Plan) -> StepResult:
+    def execute(self, plan: Plan, meanwhile: Callable[[], None] = nothing) -> StepResult:
+        meanwhile()
         self.gate.wait()
         threading.Event().wait(self.pause_s)
         self.started.update((start.sequence, start) for start in plan.started)

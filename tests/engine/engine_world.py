@@ -10,7 +10,7 @@ from collections.abc import Callable
 from llmosd.application.engine import Batch, Command, Reply
 from llmosd.errors import ModelError, StepError
 from llmosd.prediction.cost_executor import CostModel, CostModelExecutor, ManualClock
-from llmosd.system.executor import Executor
+from llmosd.system.executor import Executor, nothing
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import POLICIES
 from llmosd.types import Ended, Event, Output, Plan, RequestSpec, RequestView, Sampling, StepResult
@@ -49,9 +49,9 @@ class Hooked:
         self._inner = inner
         self._before = before
 
-    def execute(self, plan: Plan) -> StepResult:
+    def execute(self, plan: Plan, meanwhile: Callable[[], None] = nothing) -> StepResult:
         self._before(plan)
-        return self._inner.execute(plan)
+        return self._inner.execute(plan, meanwhile)
 
 
 class Fault:

@@ -13,7 +13,7 @@ from engine_world import CULPRIT, TICKETS, Fault, Hooked, Listener, make_executo
 
 from llmosd.application.engine import Build, Cancel, Inspect, Submit, ThreadEngine
 from llmosd.errors import StepError, Unavailable
-from llmosd.system.executor import Executor
+from llmosd.system.executor import Executor, nothing
 from llmosd.system.kernel import Kernel
 from llmosd.types import Ended, Plan, State, StepResult
 
@@ -95,7 +95,7 @@ def crash(plan: Plan) -> None:
 class Impostor:
     """An executor whose results belong to another step, which the kernel refuses."""
 
-    def execute(self, plan: Plan) -> StepResult:
+    def execute(self, plan: Plan, meanwhile: Callable[[], None] = nothing) -> StepResult:
         return replace(make_executor().execute(replace(plan, sequences=())), step=plan.step + 1)
 
 

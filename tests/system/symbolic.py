@@ -7,9 +7,11 @@ samples is a function of what it read.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from llmosd.errors import StepError
+from llmosd.system.executor import nothing
 from llmosd.system.kernel import Kernel
 from llmosd.types import (
     FinishReason,
@@ -64,9 +66,10 @@ class SymbolicExecutor:
         self.known: dict[int, Known] = {}
         self.breaks: set[int] = set()
 
-    def execute(self, plan: Plan) -> StepResult:
+    def execute(self, plan: Plan, meanwhile: Callable[[], None] = nothing) -> StepResult:
         assert 0 < plan.query_tokens <= self.budget
         self._meet(plan)
+        meanwhile()
         for copy in plan.copies:
             self.pages[copy.target] = list(self.pages[copy.source])
         written = [place for part in plan.sequences for place in self._write(part)]
