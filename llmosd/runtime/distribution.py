@@ -1,26 +1,34 @@
-"""What a row of logits says of its tokens, without a probability for each of them being written down."""
+"""What a row of logits says of its tokens, in numpy; `native/draw.cpp` has the same.
+
+A row is seen by blocks of 64: the largest logit of each, and what each adds to the softmax's denominator.
+"""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from llmosd.errors import StepError
-from llmosd.runtime.rows import BLOCK, Ids, Row, Rows, Sums
 from llmosd.types import Sampling
 
+Row = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+Sums = npt.NDArray[np.float64]
+
 NOT_FINITE = "the model produced logits that are not finite numbers; this sequence cannot go on"
+BLOCK = 64
 CANDIDATES = (64, 512)  # likeliest tokens to try a cut on before looking at all that it may keep
 
 
 class Distribution:
     """softmax(scale · row). Weights are relative to the likeliest token's, which is 1."""
 
-    def __init__(self, row: Row, scale: float, rows: Rows) -> None:
+    def __init__(self, row: Row, scale: float) -> None:
         """Raises StepError if the logits are not finite numbers; single ones of −∞ are none."""
-        self._row, self._scale, self._rows = row, scale, rows
-        self._maxima, sums = rows.weigh(row, scale)
+        self._row, self._scale = row, scale
+        self._maxima, sums = weigh(row, scale)
         self._ends = sums.cumsum()
         self._largest = float(self._maxima.max())
         self.total = float(self._ends[-1])
@@ -44,7 +52,7 @@ class Distribution:
         """
         heads = self._maxima if count <= len(self._maxima) else self._row
         place = max(0, len(heads) - max(count, 1))
-        return self._rows.above(self._row, self._maxima, float(np.partition(heads, place)[place]))[:count]
+        return above(self._row, float(np.partition(heads, place)[place]))[:count]
 
     def quantile(self, u: float) -> int:
         """The token that the share `u` < 1 of the total falls on, tokens being ordered by id."""
@@ -62,7 +70,7 @@ class Distribution:
             kept = self._kept(weights, sampling, whole=sampling.top_k > 0 or len(ids) == len(self._row))
             if kept is not None:
                 return ids[:kept], weights[:kept]
-        ids = self._rows.above(self._row, self._maxima, self._logit(self._least_kept(sampling)))
+        ids = above(self._row, self._logit(self._least_kept(sampling)))
         weights = self.weights(self._row[ids])
         kept = self._kept(weights, sampling, whole=sampling.min_p > 0.0 or len(ids) == len(self._row))
         return ids[:kept], weights[:kept]
@@ -93,3 +101,22 @@ def quantile(weights: Sums, target: float) -> int:
     """The weight with which the running sum passes `target`; never one of zero, whatever the rounding."""
     ends = weights.cumsum()
     return min(int(ends.searchsorted(target, "right")), int(ends.searchsorted(ends[-1])))
+
+
+def weigh(row: Row, scale: float) -> tuple[Row, Sums]:
+    """For each block its largest logit, and Σ exp((logit − the row's largest) · scale).
+
+    A sum is not finite where a logit is NaN or the row's largest is not finite.
+    """
+    starts = np.arange(0, len(row), BLOCK)
+    maxima: Row = np.maximum.reduceat(row, starts)
+    with np.errstate(invalid="ignore"):
+        weights = np.exp((row - maxima.max()) * np.float32(scale))
+    sums: Sums = np.add.reduceat(weights, starts).astype(np.float64)
+    return maxima, sums
+
+
+def above(row: Row, least: float) -> Ids:
+    """Ids of the logits that reach `least`, falling, ties by id. The row holds no NaN."""
+    ids = (row >= np.float32(least)).nonzero()[0]
+    return np.asarray(ids[(-row[ids]).argsort(kind="stable")])

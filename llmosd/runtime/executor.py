@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 from llmosd.errors import StepError
 from llmosd.runtime.detokenizer import Detokenizer
+from llmosd.runtime.native_sampling import best_sampler
 from llmosd.runtime.packing import Packer
 from llmosd.runtime.paged_model import PagedModel
-from llmosd.runtime.rows import Row, best_rows
-from llmosd.runtime.sampling import Draw, Sampler, Stream
+from llmosd.runtime.sampling import Draw
+from llmosd.runtime.stream import Stream
 from llmosd.runtime.tokenizer import Tokenizer
 from llmosd.system.executor import nothing
 from llmosd.types import (
@@ -41,7 +42,7 @@ class OnnxExecutor:
         self._tokenizer = tokenizer
         self._packer = Packer(page_table, rows, columns, model.page_tokens)
         self._vocab = min(model.geometry.vocab, tokenizer.vocab_size)  # rows of logits may be padded beyond the tokens
-        self._sampler = Sampler(best_rows())
+        self._sampler = best_sampler()
         self._sequences: dict[SequenceId, _Sequence] = {}
 
     def execute(self, plan: Plan, meanwhile: Callable[[], None] = nothing) -> StepResult:
@@ -74,17 +75,15 @@ class OnnxExecutor:
             packed.token_ids, packed.cumulative_lengths, packed.past_lengths, packed.page_table, packed.logit_rows
         )
         run_ns = time.perf_counter_ns() - began
-        rows = logits[:, : self._vocab]
         sampled = [part for part in parts if part.sample]
-        return {part.sequence: self._draw(part, row) for part, row in zip(sampled, rows, strict=True)}, run_ns
+        streams = [self._stream(part) for part in sampled]
+        draws = self._sampler.draw_rows(logits[:, : self._vocab], streams)
+        return {part.sequence: draw for part, draw in zip(sampled, draws, strict=True)}, run_ns
 
-    def _draw(self, part: SequencePlan, row: Row) -> Draw | StepError:
+    def _stream(self, part: SequencePlan) -> Stream:
         stream = self._sequences[part.sequence].stream
         assert stream.position == part.past + len(part.tokens), f"sequence {part.sequence} is sampled out of turn"
-        try:
-            return self._sampler.draw(row, stream)
-        except StepError as error:
-            return error
+        return stream
 
     def _result(self, part: SequencePlan, draw: Draw | StepError | None) -> SequenceResult:
         if draw is None:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from llmosd.errors import StepError
+from llmosd.runtime.distribution import Row
 from llmosd.runtime.executor import OnnxExecutor
 from llmosd.runtime.importer import ensure_graph
 from llmosd.runtime.installed import InstalledModel
 from llmosd.runtime.paged_model import PagedModel, choose_backend
-from llmosd.runtime.rows import Row
 from llmosd.runtime.tokenizer import Tokenizer
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import POLICIES

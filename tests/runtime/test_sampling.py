@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from llmosd.errors import StepError
 from llmosd.runtime import native
-from llmosd.runtime.distribution import Distribution, quantile
-from llmosd.runtime.rows import NativeRows, NumpyRows, Rows
-from llmosd.runtime.sampling import Draw, Sampler, Stream, uniform
+from llmosd.runtime.distribution import Distribution, Row, quantile, weigh
+from llmosd.runtime.native_sampling import NativeSampler
+from llmosd.runtime.sampling import Draw, NumpySampler, Sampler
+from llmosd.runtime.stream import Stream, uniform
 from llmosd.types import Sampling, SequenceStart
 
 EDGE = 1e-5  # float32 may decide otherwise this close to a limit
@@ -41,14 +42,22 @@ def logits(rng: np.random.Generator, vocab: int, spread: float) -> npt.NDArray[n
     return (rng.standard_normal(vocab) * spread).astype(np.float32)
 
 
-@pytest.fixture(scope="module", params=["native", "numpy"])
-def rows(request: pytest.FixtureRequest) -> Rows:
-    if request.param == "numpy":
-        return NumpyRows()
+def native_sampler() -> NativeSampler:
     found = native.status()
     if not found.available or found.path is None:
         pytest.skip(found.why)
-    return NativeRows(native.load(found.path))
+    return NativeSampler(native.load(found.path))
+
+
+@pytest.fixture(scope="module", params=["native", "numpy"])
+def sampler(request: pytest.FixtureRequest) -> Sampler:
+    return NumpySampler() if request.param == "numpy" else native_sampler()
+
+
+def drawn(sampler: Sampler, row: Row, stream: Stream) -> Draw:
+    (draw,) = sampler.draw_rows(row[None], [stream])
+    assert isinstance(draw, Draw)
+    return draw
 
 
 def stream(sampling: Sampling, prompt: list[int], output: list[int], choice: int = 0) -> Stream:
@@ -99,7 +108,7 @@ def survivors(p: npt.NDArray[np.float64], sampling: Sampling) -> tuple[set[int],
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**32), vocabularies, spreads, samplings, st.integers(0, 3))
 def test_draw_is_the_inverse_cdf_of_the_reference(
-    rows: Rows, seed: int, vocab: int, spread: float, sampling: Sampling, choice: int
+    sampler: Sampler, seed: int, vocab: int, spread: float, sampling: Sampling, choice: int
 ) -> None:
     rng = np.random.default_rng(seed)
     row = logits(rng, vocab, spread)
@@ -107,7 +116,7 @@ def test_draw_is_the_inverse_cdf_of_the_reference(
     p = softmax(penalised(row, sampling, prompt, output), sampling.temperature)
     kept, margin = survivors(p, sampling)
     assume(margin > EDGE)
-    token = Sampler(rows).draw(row, stream(sampling, prompt, output, choice)).token
+    token = drawn(sampler, row, stream(sampling, prompt, output, choice)).token
     assert token in kept
     cuts = sampling.top_k or sampling.min_p or sampling.top_p < 1.0
     order = sorted(kept, key=lambda one: (-p[one], one)) if cuts else list(range(vocab))
@@ -118,23 +127,25 @@ def test_draw_is_the_inverse_cdf_of_the_reference(
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), vocabularies, spreads, samplings.map(lambda s: replace(s, temperature=0.0)))
-def test_greedy_is_the_penalised_maximum(rows: Rows, seed: int, vocab: int, spread: float, sampling: Sampling) -> None:
+def test_greedy_is_the_penalised_maximum(
+    sampler: Sampler, seed: int, vocab: int, spread: float, sampling: Sampling
+) -> None:
     rng = np.random.default_rng(seed)
     row = logits(rng, vocab, spread)
     prompt, output = rng.integers(0, vocab, 20).tolist(), rng.integers(0, vocab, 70).tolist()
     values = penalised(row, sampling, prompt, output)
-    token = Sampler(rows).draw(row, stream(sampling, prompt, output)).token
+    token = drawn(sampler, row, stream(sampling, prompt, output)).token
     assert values[token] >= max(values) - 1e-5
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), vocabularies, spreads, samplings, st.integers(0, 20))
 def test_logprobs_are_of_the_raw_row(
-    rows: Rows, seed: int, vocab: int, spread: float, sampling: Sampling, count: int
+    sampler: Sampler, seed: int, vocab: int, spread: float, sampling: Sampling, count: int
 ) -> None:
     rng = np.random.default_rng(seed)
     row = logits(rng, vocab, spread)
-    draw = Sampler(rows).draw(row, stream(replace(sampling, logprobs=count), [0], [0]))
+    draw = drawn(sampler, row, stream(replace(sampling, logprobs=count), [0], [0]))
     expected = np.log(softmax(row.tolist()))
     assert draw.logprob == pytest.approx(expected[draw.token], abs=1e-4)
     order = sorted(range(vocab), key=lambda token: (-row[token], token))[:count]
@@ -142,20 +153,19 @@ def test_logprobs_are_of_the_raw_row(
     assert [value for _, value in draw.top] == pytest.approx(expected[order], abs=1e-4)
 
 
-def test_ties_at_an_edge_go_to_the_lower_ids(rows: Rows) -> None:
+def test_ties_at_an_edge_go_to_the_lower_ids(sampler: Sampler) -> None:
     row = np.zeros(5003, np.float32)
     row[[9, 70, 4000]] = 10.0
-    sampler = Sampler(rows)
-    drawn = {sampler.draw(row, stream(Sampling(top_k=2, seed=s), [0], [])).token for s in range(50)}
-    assert drawn == {9, 70}
-    top = sampler.draw(row, stream(Sampling(temperature=0.0, logprobs=4), [0], [])).top
+    tokens = {drawn(sampler, row, stream(Sampling(top_k=2, seed=s), [0], [])).token for s in range(50)}
+    assert tokens == {9, 70}
+    top = drawn(sampler, row, stream(Sampling(temperature=0.0, logprobs=4), [0], [])).top
     assert [token for token, _ in top] == [9, 70, 4000, 0]
 
 
 @given(st.integers(0, 2**32), vocabularies, spreads, st.sampled_from([0.1, 1.0, 3.0]))
-def test_blocks_are_those_of_the_reference(rows: Rows, seed: int, vocab: int, spread: float, scale: float) -> None:
+def test_blocks_are_those_of_the_reference(seed: int, vocab: int, spread: float, scale: float) -> None:
     row = logits(np.random.default_rng(seed), vocab, spread)
-    maxima, sums = rows.weigh(row, scale)
+    maxima, sums = weigh(row, scale)
     exact = np.exp((row.astype(np.float64) - row.max()) * scale)
     starts = np.arange(0, vocab, 64)
     np.testing.assert_array_equal(maxima, np.maximum.reduceat(row, starts))
@@ -163,27 +173,27 @@ def test_blocks_are_those_of_the_reference(rows: Rows, seed: int, vocab: int, sp
 
 
 @given(st.integers(0, 2**32), vocabularies, st.integers(1, 60), st.integers(0, 6000))
-def test_top_is_a_full_sort_cut_off(rows: Rows, seed: int, vocab: int, values: int, count: int) -> None:
+def test_top_is_a_full_sort_cut_off(seed: int, vocab: int, values: int, count: int) -> None:
     """Few distinct values, zeros of both signs among them, so that there are ties."""
     row = (np.random.default_rng(seed).integers(0, values, vocab) - values // 2).astype(np.float32)
     row[::3] *= np.where(row[::3] == 0, np.float32(-1), np.float32(1))
     expected = sorted(range(vocab), key=lambda token: (-row[token], token))[:count]
-    assert Distribution(row, 1.0, rows).top(count).tolist() == expected
+    assert Distribution(row, 1.0).top(count).tolist() == expected
 
 
 @given(st.integers(0, 2**32), vocabularies, st.floats(0, 1, exclude_max=True))
-def test_quantile_finds_what_a_plain_cumulative_sum_does(rows: Rows, seed: int, vocab: int, u: float) -> None:
+def test_quantile_finds_what_a_plain_cumulative_sum_does(seed: int, vocab: int, u: float) -> None:
     row = logits(np.random.default_rng(seed), vocab, 2.0)
     ends = np.cumsum(softmax(row.tolist()))
-    token = Distribution(row, 1.0, rows).quantile(u)
+    token = Distribution(row, 1.0).quantile(u)
     assert (ends[token - 1] if token else 0.0) - EDGE <= u <= ends[token] + EDGE
 
 
 @pytest.mark.parametrize("top_p", [0.9, 1 - 1e-6, 1 - 1e-9, 1 - 2**-53])
 @pytest.mark.parametrize("spread", [0.01, 3.0])
-def test_a_nucleus_of_nearly_everything_is_found(rows: Rows, top_p: float, spread: float) -> None:
+def test_a_nucleus_of_nearly_everything_is_found(top_p: float, spread: float) -> None:
     row = logits(np.random.default_rng(2), 5003, spread)
-    distribution = Distribution(row, 1.0, rows)
+    distribution = Distribution(row, 1.0)
     ids, weights = distribution.cut(Sampling(top_p=top_p))
     assert weights.sum() >= (top_p - 1e-6) * distribution.total
     assert weights[:-1].sum() <= (top_p + 1e-6) * distribution.total
@@ -208,13 +218,13 @@ def test_a_weight_of_zero_is_never_chosen(weights: list[int], u: float) -> None:
         Sampling(min_p=0.2),
     ],
 )
-def test_frequencies_follow_the_distribution(rows: Rows, sampling: Sampling) -> None:
+def test_frequencies_follow_the_distribution(sampler: Sampler, sampling: Sampling) -> None:
     """Chi-square over 4,000 draws with fixed seeds, bound at p = 0.001 (Wilson-Hilferty approximation)."""
     row = logits(np.random.default_rng(5), 300, 1.5)
     kept, _ = survivors(softmax(row.tolist(), sampling.temperature), sampling)
     p = softmax(row.tolist(), sampling.temperature)[sorted(kept)]
-    sampler, draws = Sampler(rows), 4000
-    counts = Counter(sampler.draw(row, stream(replace(sampling, seed=s), [0], [])).token for s in range(draws))
+    draws = 4000
+    counts = Counter(drawn(sampler, row, stream(replace(sampling, seed=s), [0], [])).token for s in range(draws))
     assert set(counts) <= kept
     expected = dict(zip(sorted(kept), p / p.sum() * draws, strict=True))
     cells = [token for token in expected if expected[token] >= 5]
@@ -227,7 +237,7 @@ def test_frequencies_follow_the_distribution(rows: Rows, sampling: Sampling) -> 
     assert statistic < freedom * (1 - 2 / (9 * freedom) + 3.09 * math.sqrt(2 / (9 * freedom))) ** 3
 
 
-def test_a_draw_does_not_depend_on_what_was_drawn_before_it(rows: Rows) -> None:
+def test_a_draw_does_not_depend_on_what_was_drawn_before_it(sampler: Sampler) -> None:
     rng = np.random.default_rng(1)
     several = [logits(rng, 5003, 2.0) for _ in range(8)]
     settings_of = [
@@ -237,13 +247,61 @@ def test_a_draw_does_not_depend_on_what_was_drawn_before_it(rows: Rows) -> None:
         for i in range(8)
     ]
 
-    def draws(sampler: Sampler, order: list[int]) -> dict[int, Draw]:
-        return {i: sampler.draw(several[i], stream(settings_of[i], [1, 2], [3, 3])) for i in order}
+    def draws(order: list[int]) -> dict[int, Draw | StepError]:
+        streams = [stream(settings_of[i], [1, 2], [3, 3]) for i in order]
+        return dict(zip(order, sampler.draw_rows(np.stack([several[i] for i in order]), streams), strict=True))
 
-    alone = {i: draws(Sampler(rows), [i])[i] for i in range(8)}
-    shared = Sampler(rows)
-    assert draws(shared, list(range(8))) == alone
-    assert draws(shared, [5, 2, 7, 0, 1, 3, 6, 4]) == alone
+    alone = {i: draws([i])[i] for i in range(8)}
+    assert draws(list(range(8))) == alone
+    assert draws([5, 2, 7, 0, 1, 3, 6, 4]) == alone
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32), vocabularies, spreads, st.lists(samplings, min_size=1, max_size=6))
+def test_the_native_library_draws_what_numpy_does(
+    seed: int, vocab: int, spread: float, several: list[Sampling]
+) -> None:
+    """Several rows at once, of a wider array as with a padded vocabulary; the rows are as before afterwards."""
+    rng = np.random.default_rng(seed)
+    rows = logits(rng, len(several) * (vocab + 9), spread).reshape(len(several), -1)[:, :vocab]
+    prompt, output = rng.integers(0, vocab, 20).tolist(), rng.integers(0, vocab, 70).tolist()
+    assume(all(is_clear(row, sampling, prompt, output) for row, sampling in zip(rows, several, strict=True)))
+    streams, before = [stream(sampling, prompt, output) for sampling in several], rows.copy()
+    pairs = zip(native_sampler().draw_rows(rows, streams), NumpySampler().draw_rows(rows, streams), strict=True)
+    np.testing.assert_array_equal(rows, before)
+    for fast, plain in pairs:
+        assert isinstance(fast, Draw) and isinstance(plain, Draw)
+        assert fast.token == plain.token
+        assert [token for token, _ in fast.top] == [token for token, _ in plain.top]
+        values, expected = [(draw.logprob, *(value for _, value in draw.top)) for draw in (fast, plain)]
+        assert values == pytest.approx(expected, abs=1e-4)
+
+
+def is_clear(row: Row, sampling: Sampling, prompt: list[int], output: list[int]) -> bool:
+    """Whether no decision of this draw is so close that rounding may turn it."""
+    p = softmax(penalised(row, sampling, prompt, output), sampling.temperature)
+    kept, margin = survivors(p, sampling)
+    cuts = sampling.top_k or sampling.min_p or sampling.top_p < 1.0
+    order = sorted(kept, key=lambda one: (-p[one], one)) if cuts else list(range(len(row)))
+    after = np.cumsum(p[order] / p[order].sum())
+    u = uniform(sampling.seed, 0, len(prompt) + len(output))
+    return margin > EDGE and float(np.abs(after - u).min()) > EDGE
+
+
+def test_a_row_that_is_not_finite_leaves_the_others_alone(sampler: Sampler) -> None:
+    rows = np.random.default_rng(3).standard_normal((4, 300)).astype(np.float32)
+    streams = [stream(Sampling(seed=i, presence_penalty=i % 2, logprobs=2), [0], [1]) for i in range(4)]
+    whole = sampler.draw_rows(rows, streams)
+    rows[2, 200] = math.nan
+    broken = sampler.draw_rows(rows, streams)
+    assert isinstance(broken[2], StepError)
+    assert [broken[i] for i in (0, 1, 3)] == [whole[i] for i in (0, 1, 3)]
+
+
+def test_seen_tokens_that_the_row_has_no_logit_of_are_passed_over(sampler: Sampler) -> None:
+    row = np.array([1.0, 0.5, 0.0], np.float32)
+    greedy = Sampling(temperature=0.0, repetition_penalty=9.0)
+    assert drawn(sampler, row, stream(greedy, [0, 3, 1 << 40], [])).token == 1
 
 
 def test_uniform_depends_on_each_counter_and_spreads_evenly() -> None:
@@ -263,16 +321,16 @@ def test_random_numbers_stay_what_they_are() -> None:
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.0), Sampling(temperature=0.0, logprobs=0)])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("place", [17, 299])
-def test_logits_that_are_not_finite_are_an_error(rows: Rows, sampling: Sampling, bad: float, place: int) -> None:
+def test_logits_that_are_not_finite_are_an_error(sampler: Sampler, sampling: Sampling, bad: float, place: int) -> None:
     row = np.zeros(300, np.float32)
     row[place] = bad
-    with pytest.raises(StepError, match="not finite"):
-        Sampler(rows).draw(row, stream(sampling, [0], []))
+    (draw,) = sampler.draw_rows(row[None], [stream(sampling, [0], [])])
+    assert isinstance(draw, StepError) and "not finite" in draw.message
 
 
-def test_a_logit_of_minus_infinity_is_a_token_that_never_comes(rows: Rows) -> None:
+def test_a_logit_of_minus_infinity_is_a_token_that_never_comes(sampler: Sampler) -> None:
     row = np.full(300, -math.inf, np.float32)
     row[[3, 290]] = 1.0
     for seed in range(50):
         for sampling in (Sampling(seed=seed), Sampling(seed=seed, top_p=0.99), Sampling(seed=seed, logprobs=1)):
-            assert Sampler(rows).draw(row, stream(sampling, [0], [])).token in (3, 290)
+            assert drawn(sampler, row, stream(sampling, [0], [])).token in (3, 290)

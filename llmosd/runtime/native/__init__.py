@@ -65,16 +65,15 @@ def register(options: onnxruntime.SessionOptions) -> None:
 
 
 def load(path: Path) -> ctypes.CDLL:
-    """The library's entry points beside the operators: rows of logits, facts about the build, kernels for tests."""
+    """The library's entry points beside the operators: drawing tokens, facts about the build, kernels for tests."""
     library = ctypes.CDLL(str(path))
     library.llmos_instruction_set.restype = ctypes.c_char_p
     library.llmos_compiler.restype = ctypes.c_char_p
     library.llmos_use_kernels.argtypes = [ctypes.c_char_p]
     pointer, count = ctypes.c_void_p, ctypes.c_int64
-    library.llmos_weigh.argtypes = [pointer, count, ctypes.c_float, pointer, pointer]
-    library.llmos_weigh.restype = None
-    library.llmos_above.argtypes = [pointer, count, pointer, ctypes.c_float, pointer]
-    library.llmos_above.restype = count
+    rows = (pointer, count, count, pointer, count)
+    results = (pointer, pointer, count, pointer, pointer)
+    library.llmos_draw.argtypes = [*rows, *results]
     return library
 
 

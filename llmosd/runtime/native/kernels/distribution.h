@@ -6,18 +6,44 @@
 namespace llmos {
 namespace LLMOS_ISA {
 
-inline float largest_of(const float* x, int count) {
-  float top = x[0];
+struct Survey {
+  float top;     // the largest so far; of no meaning once `finite` is NaN
+  float finite;  // 0, or NaN if a logit is infinite or NaN: 0 · x is
+};
+
+inline Survey survey_block(const float* x, int count) {
   if (count == kRowBlock) {
-    F8 lanes = load(x);
-    for (int i = 8; i < kRowBlock; i += 8) lanes = maximum(lanes, load(x + i));
-    return largest(lanes);
+    F8 lanes = load(x), finite = mul(lanes, zero());
+    for (int i = 8; i < kRowBlock; i += 8) {
+      const F8 values = load(x + i);
+      lanes = maximum(lanes, values);
+      finite = fma(values, zero(), finite);
+    }
+    return {largest(lanes), sum(finite)};
   }
-  for (int i = 1; i < count; ++i) top = larger(top, x[i]);
-  return top;
+  Survey found{x[0], 0};
+  for (int i = 0; i < count; ++i) found = {larger(found.top, x[i]), found.finite + x[i] * 0.0f};
+  return found;
 }
 
-// Σ exp((x - top) · scale); NaN if an x is.
+inline bool holds_nan(const float* x, int64_t count) {
+  for (int64_t i = 0; i < count; ++i)
+    if (x[i] != x[i]) return true;
+  return false;
+}
+
+// The largest logit of each block; returns the row's, or NaN if a logit is.
+inline float survey(const float* row, int64_t length, float* maxima) {
+  Survey all{row[0], 0};
+  for (int64_t at = 0; at < length; at += kRowBlock) {
+    const Survey found = survey_block(row + at, int(smaller<int64_t>(kRowBlock, length - at)));
+    maxima[at / kRowBlock] = found.top;
+    all = {larger(all.top, found.top), all.finite + found.finite};
+  }
+  return all.finite != all.finite && holds_nan(row, length) ? all.finite : all.top;
+}
+
+// Σ exp((x - top) · scale)
 inline float weight_of(const float* x, int count, float top, float scale) {
   if (count == kRowBlock) {
     const F8 shift = broadcast(top), factor = broadcast(scale);
@@ -30,13 +56,8 @@ inline float weight_of(const float* x, int count, float top, float scale) {
   return total;
 }
 
-inline void weigh(const float* row, int64_t length, float scale, float* maxima, double* sums) {
-  float top = row[0];
-  for (int64_t at = 0; at < length; at += kRowBlock) {
-    const float found = largest_of(row + at, int(smaller<int64_t>(kRowBlock, length - at)));
-    top = larger(top, found);
-    maxima[at / kRowBlock] = found;
-  }
+// For each block Σ exp((logit - top) · scale), `top` being the row's largest.
+inline void weigh(const float* row, int64_t length, float top, float scale, double* sums) {
   for (int64_t at = 0; at < length; at += kRowBlock)
     sums[at / kRowBlock] = weight_of(row + at, int(smaller<int64_t>(kRowBlock, length - at)), top, scale);
 }

@@ -47,7 +47,7 @@ void swiglu(const float* gate, const float* up, int64_t count, float* out) {
 
 extern const Kernels table;
 const Kernels table = {LLMOS_NAME(LLMOS_ISA), rotate_and_store_any, attend,   merge,  quantise_row,
-                       quantised<4>,          quantised<8>,         linear32, swiglu, weigh};
+                       quantised<4>,          quantised<8>,         linear32, swiglu, survey, weigh};
 
 }  // namespace LLMOS_ISA
 }  // namespace llmos

@@ -81,7 +81,8 @@ struct Kernels {
   void (*linear32)(const float* weight, const float* x, int rows, int64_t columns, int64_t k, int64_t panel_begin,
                    int64_t panel_end, float* y);
   void (*swiglu)(const float* gate, const float* up, int64_t count, float* out);
-  void (*weigh)(const float* row, int64_t length, float scale, float* maxima, double* sums);
+  float (*survey)(const float* row, int64_t length, float* maxima);
+  void (*weigh)(const float* row, int64_t length, float top, float scale, double* sums);
 };
 
 const Kernels& kernels();  // the fastest set that this processor can run
