@@ -188,12 +188,12 @@ def main(arguments: list[str] | None = None) -> None:
 def run(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     installed = find(options.home, options.model)
     backend, _ = choose_backend(options.backend, strict=False)
-    ensure_graph(installed, backend, False, lambda stage, done, total: None)
+    ensure_graph(installed, backend, "file", lambda stage, done, total: None)
     facts = machine_facts()
     model = PagedModel.load(
         installed,
         backend=backend,
-        strict=False,
+        weights="file",
         pages=32 * 4,
         page_tokens=PAGE_TOKENS,
         threads=options.threads or facts.cores,
@@ -210,7 +210,7 @@ def run(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, An
     engine = {
         "model": installed.id,
         "backend": model.backend,
-        "weights": model.weight_format,
+        "weights": model.weights,
         "kv": model.kv_format,
         "page_tokens": PAGE_TOKENS,
         "threads": model.threads,

@@ -28,6 +28,7 @@ from llmosd.runtime import native
 from llmosd.runtime.importer import ensure_graph
 from llmosd.runtime.installed import InstalledModel, find
 from llmosd.runtime.paged_model import Backend, KvFormat, PagedModel
+from llmosd.types import WeightFormat
 
 TEXT = Path(__file__).parent / "text"
 WINDOW, CHUNK, PAGE_TOKENS = 512, 128, 64
@@ -39,15 +40,15 @@ F64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Format:
-    """One way of running the model; `strict` is float32 weights."""
+    """One way of running the model."""
 
     backend: Backend
-    strict: bool
+    weights: WeightFormat
     kv: KvFormat
 
     @property
     def name(self) -> str:
-        return f"{self.backend}, {'float32' if self.strict else 'file'} weights, {self.kv} K/V"
+        return f"{self.backend}, {self.weights} weights, {self.kv} K/V"
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,11 @@ def windows(model: InstalledModel) -> NDArray[np.int64]:
 
 
 def score(model: InstalledModel, how: Format, text: NDArray[np.int64], threads: int) -> Scores:
-    ensure_graph(model, how.backend, how.strict, lambda stage, done, total: None)
+    ensure_graph(model, how.backend, how.weights, lambda stage, done, total: None)
     engine = PagedModel.load(
         model,
         backend=how.backend,
-        strict=how.strict,
+        weights=how.weights,
         pages=WINDOW // PAGE_TOKENS,
         page_tokens=PAGE_TOKENS,
         threads=threads,
@@ -139,11 +140,11 @@ def student_95(freedom: int) -> float:
 
 def formats() -> tuple[Format, list[Format]]:
     """The float32 yardstick, and the formats to be measured; the default one first."""
-    return Format("native", True, "float32"), [
-        Format("native", False, "float16"),
-        Format("native", False, "float32"),
-        Format("native", True, "float16"),
-        Format("gather", False, "float16"),
+    return Format("native", "float32", "float32"), [
+        Format("native", "file", "float16"),
+        Format("native", "file", "float32"),
+        Format("native", "float32", "float16"),
+        Format("gather", "file", "float16"),
     ]
 
 

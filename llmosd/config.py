@@ -19,6 +19,7 @@ from typing import Any
 from platformdirs import user_data_dir
 
 from llmosd.errors import ConfigError
+from llmosd.types import WeightFormat
 
 PREFIX = "LLMOS_"
 FILE = "config.toml"
@@ -54,7 +55,8 @@ class Config:
     node: str = _option(default_node, "name of this machine in MQTT topics")
     model: str = _option("smollm2-135m-instruct", "model to serve")
     backend: str = _option("auto", "native operators or pure ONNX gather", choices=("auto", "native", "gather"))
-    strict: bool = _option(False, "float32 everywhere; the same tokens whatever the batch, chunk or preemption")
+    weights: WeightFormat = _option("file", "weights as in the model's file, or float32", choices=("file", "float32"))
+    strict: bool = _option(False, "refuse what could let a token depend on the batch, chunking, preemption or cache")
     threads: int = _option(0, "threads of the engine; 0 is the number of physical cores", range_=COUNT)
     spin: bool = _option(True, "let engine threads wait awake for a moment between operators")
     slots: int = _option(32, "sequences that run at once", range_=POSITIVE)
@@ -151,7 +153,14 @@ _NEEDED = {
     str: "some text is needed",
     Path: "a path is needed",
 }
-_TYPES: dict[str, type] = {"Path": Path, "str": str, "str | None": str, "int": int, "bool": bool}
+_TYPES: dict[str, type] = {
+    "Path": Path,
+    "str": str,
+    "str | None": str,
+    "WeightFormat": str,
+    "int": int,
+    "bool": bool,
+}
 
 OPTIONS: tuple[Option, ...] = tuple(
     Option(f.name, _TYPES[str(f.type)], **f.metadata) for f in fields(Config) if f.metadata

@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 Nanoseconds = int
 RequestId = str
 SequenceId = int
+
+WeightFormat = Literal["file", "float32"]
+"""Weights as they are in the model's file, mostly 4 and 8 bits, or all of them expanded."""
 
 NICE_MIN, NICE_MAX = -20, 19
 

@@ -38,7 +38,7 @@ class Blueprint:
         model = PagedModel.load(
             self.model,
             backend=self.backend,
-            strict=config.strict,
+            weights=config.weights,
             pages=limits.pages,
             page_tokens=limits.page_tokens,
             threads=self.threads,
@@ -57,9 +57,9 @@ class Blueprint:
 def draw(config: Config, model: InstalledModel, progress: Progress) -> Blueprint:
     """Blocking: builds the graph and times the threads where that is still to do. Raises ConfigError, ModelError."""
     backend, why = choose_backend(config.backend, config.strict)
-    kv_format: KvFormat = "float32" if config.strict else "float16"
+    kv_format: KvFormat = "float32" if config.weights == "float32" else "float16"
     limits = _limits(config, model.geometry, kv_format)
-    importer.ensure_graph(model, backend, config.strict, progress)
+    importer.ensure_graph(model, backend, config.weights, progress)
     cores = processors.usable_cores()
     speed_up = measured_amdahl(model, backend, cores, progress)
     return Blueprint(config, model, backend, why, kv_format, config.threads or cores, limits, speed_up)

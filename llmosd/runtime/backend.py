@@ -6,17 +6,22 @@ from typing import Literal
 
 from llmosd.errors import ModelError
 from llmosd.runtime import native
+from llmosd.types import WeightFormat
 
 Backend = Literal["native", "gather"]
 
 
-def variant_name(backend: Backend, strict: bool) -> str:
+def variant_name(backend: Backend, weights: WeightFormat) -> str:
     """Directory of the graph that serves a backend: `native`, `native-float32`, `gather` or `gather-float32`."""
-    return f"{backend}-float32" if strict else backend
+    return backend if weights == "file" else f"{backend}-{weights}"
 
 
 def choose_backend(wanted: str, strict: bool) -> tuple[Backend, str]:
-    """(backend, why) for a configured `auto`, `native` or `gather`. Raises ModelError for what cannot be had."""
+    """(backend, why) for a configured `auto`, `native` or `gather`. Raises ModelError for what cannot be had.
+
+    `strict` promises the same tokens whatever the batch, chunking, preemption or cache: the native operators keep it,
+    for no row's bits depend on another row; ONNX Runtime's own pick their order of summation by the batch.
+    """
     status = native.status()
     if wanted == "gather" and strict:
         raise ModelError("strict mode needs the native backend: only its operators fix the order of every sum")

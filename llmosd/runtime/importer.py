@@ -25,6 +25,7 @@ from llmosd.runtime.paged_model import Backend, variant_name
 from llmosd.runtime.store import publish, sha256, workspace
 from llmosd.runtime.tokenizer import tokenizer_json, tokenizer_meta
 from llmosd.runtime.verify import verify_graph
+from llmosd.types import WeightFormat
 
 GRAPH_FORMAT = f"1.{PACKING}"  # of the builders, and of the native operators' weights: other graphs are built anew
 
@@ -58,15 +59,15 @@ def import_model(wanted: Manifest, source: Path, home: Path, backend: Backend, p
     return _install(wanted, home, backend, get, progress)
 
 
-def ensure_graph(model: InstalledModel, backend: Backend, strict: bool, progress: Progress) -> Path:
+def ensure_graph(model: InstalledModel, backend: Backend, weights: WeightFormat, progress: Progress) -> Path:
     """The graph of a variant, built from the kept GGUF file unless it is there and current. Raises ModelError."""
-    graph = model.graph(variant_name(backend, strict))
+    graph = model.graph(variant_name(backend, weights))
     if _is_current(graph.parent):
         return graph
     with workspace(model.path.parent, lambda: progress("waiting for another import", 0, 1)) as partial:
         if not _is_current(graph.parent):
             made = partial / "graph"
-            _build_graph(GgufFile(model.source), manifest(model.id), backend, strict, made, progress)
+            _build_graph(GgufFile(model.source), manifest(model.id), backend, weights, made, progress)
             shutil.rmtree(graph.parent, ignore_errors=True)
             publish(made, graph.parent)
     return graph
@@ -99,7 +100,7 @@ def _install(
             _fill(wanted, made, backend, progress)
             publish(made, target)
     model = find(home, wanted.id)
-    ensure_graph(model, backend, strict=False, progress=progress)
+    ensure_graph(model, backend, "file", progress)
     return model
 
 
@@ -109,7 +110,7 @@ def _fill(wanted: Manifest, directory: Path, backend: Backend, progress: Progres
     if gguf.geometry != wanted.geometry:
         raise ModelError(f"the file's geometry is {gguf.geometry}, but its manifest says {wanted.geometry}")
     (directory / "tokenizer.json").write_text(tokenizer_json(gguf.tokenizer), "utf-8")
-    _build_graph(gguf, wanted, backend, False, directory / "graphs" / variant_name(backend, False), progress)
+    _build_graph(gguf, wanted, backend, "file", directory / "graphs" / variant_name(backend, "file"), progress)
     record = Record(
         format=RECORD_FORMAT,
         id=wanted.id,
@@ -125,16 +126,17 @@ def _fill(wanted: Manifest, directory: Path, backend: Backend, progress: Progres
 
 
 def _build_graph(
-    gguf: GgufFile, wanted: Manifest, backend: Backend, strict: bool, directory: Path, progress: Progress
+    gguf: GgufFile, wanted: Manifest, backend: Backend, weights: WeightFormat, directory: Path, progress: Progress
 ) -> None:
     """Write, check and verify one graph in a new directory, then stamp it."""
     directory.mkdir(parents=True)
-    operators: Operators = NativeOperators(strict=strict) if backend == "native" else GatherOperators(float32=strict)
+    float32 = weights == "float32"
+    operators: Operators = NativeOperators(float32=float32) if backend == "native" else GatherOperators(float32=float32)
     graph, size, layers = directory / "model.onnx", wanted.source.bytes, gguf.geometry.layers
     build_llama(gguf, operators, graph, lambda done: progress("build", size * done // layers, size))
     progress("check", 0, size)
     onnx.checker.check_model(graph)
-    verify_graph(graph, gguf.geometry, wanted.golden, backend=backend, strict=strict)
+    verify_graph(graph, gguf.geometry, wanted.golden, backend=backend, weights=weights)
     stamp = GraphStamp(format=GRAPH_FORMAT, files={path.name: sha256(path) for path in directory.iterdir()})
     _write_json(directory / "graph.json", stamp)
     progress("check", size, size)

@@ -12,8 +12,14 @@ from llmosd.runtime.installed import InstalledModel
 from llmosd.runtime.paged_model import Backend, variant_name
 from llmosd.runtime.store import sha256
 from llmosd.runtime.verify import verify_graph
+from llmosd.types import WeightFormat
 
-VARIANTS: tuple[tuple[Backend, bool], ...] = (("native", False), ("native", True), ("gather", False), ("gather", True))
+VARIANTS: tuple[tuple[Backend, WeightFormat], ...] = (
+    ("native", "file"),
+    ("native", "float32"),
+    ("gather", "file"),
+    ("gather", "float32"),
+)
 
 
 def check(model: InstalledModel) -> dict[str, float]:
@@ -25,9 +31,9 @@ def check(model: InstalledModel) -> dict[str, float]:
         raise ModelError(f"damaged: {', '.join(names)}; run `llmosd models rm {model.id}`, then pull it again")
     golden = manifest(model.id).golden
     return {
-        variant_name(backend, strict): verify_graph(graph, model.geometry, golden, backend=backend, strict=strict)
-        for backend, strict in VARIANTS
-        if (graph := model.graph(variant_name(backend, strict))).is_file()
+        variant: verify_graph(graph, model.geometry, golden, backend=backend, weights=weights)
+        for backend, weights in VARIANTS
+        if (graph := model.graph(variant := variant_name(backend, weights))).is_file()
     }
 
 

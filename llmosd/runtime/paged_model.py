@@ -14,6 +14,7 @@ from llmosd.runtime.host_rows import HostRows
 from llmosd.runtime.installed import InstalledModel
 from llmosd.runtime.page_pool import HostPool, KvFormat, bytes_per_page, pages_that_fit
 from llmosd.runtime.session import BoundSession, open_session
+from llmosd.types import WeightFormat
 
 __all__ = ["Backend", "KvFormat", "PagedModel", "choose_backend", "pages_that_fit", "variant_name"]
 
@@ -31,7 +32,7 @@ class PagedModel:
         geometry: Geometry,
         *,
         backend: Backend,
-        strict: bool,
+        weights: WeightFormat,
         pages: int,
         page_tokens: int,
         threads: int,
@@ -40,7 +41,7 @@ class PagedModel:
     ) -> None:
         self.geometry = geometry
         self.backend: Backend = backend
-        self.weight_format = "float32" if strict else "file"
+        self.weights: WeightFormat = weights
         self.kv_format: KvFormat = kv_format
         self.pages, self.page_tokens, self.threads = pages, page_tokens, threads
         self._session = BoundSession(open_session(graph, backend, kv_format, threads, spin), geometry.vocab)
@@ -56,31 +57,27 @@ class PagedModel:
         model: InstalledModel,
         *,
         backend: Backend,
-        strict: bool,
+        weights: WeightFormat,
         pages: int,
         page_tokens: int,
         threads: int,
         spin: bool,
-        kv_format: KvFormat | None = None,
+        kv_format: KvFormat = "float16",
     ) -> PagedModel:
-        """Load the graph of a variant that has been built (`importer.ensure_graph`).
-
-        `strict` means float32 weights and K/V and, on the native backend, sums whose order depends on nothing but
-        the row itself. `kv_format` None is float16, or float32 when strict.
-        """
-        graph = model.graph(variant_name(backend, strict))
+        """Load the graph of a variant that has been built (`importer.ensure_graph`)."""
+        graph = model.graph(variant_name(backend, weights))
         if not graph.is_file():
             raise ModelError(f"model {model.id} has no {graph.parent.name} graph: run `llmosd models pull {model.id}`")
         return cls(
             graph,
             model.geometry,
             backend=backend,
-            strict=strict,
+            weights=weights,
             pages=pages,
             page_tokens=page_tokens,
             threads=threads,
             spin=spin,
-            kv_format=kv_format or ("float32" if strict else "float16"),
+            kv_format=kv_format,
         )
 
     @property

@@ -35,7 +35,7 @@ def ensure(model: InstalledModel, backend: Backend, cores: int, progress: Progre
 
     Takes about half a second a round and thread count, and wants the machine for itself.
     """
-    path = ensure_graph(model, backend, False, progress).with_name("scaling.json")
+    path = ensure_graph(model, backend, "file", progress).with_name("scaling.json")
     if (stored := _read(path)) and (stored.cores, stored.onnxruntime) == (cores, onnxruntime.__version__):
         return stored
     counts = thread_counts(cores) if cores > 1 else []
@@ -74,7 +74,7 @@ def _step_seconds(model: InstalledModel, backend: Backend, threads: int) -> floa
     engine = PagedModel.load(
         model,
         backend=backend,
-        strict=False,
+        weights="file",
         pages=SEQUENCES * columns,
         page_tokens=PAGE_TOKENS,
         threads=threads,

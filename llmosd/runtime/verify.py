@@ -15,12 +15,13 @@ from llmosd.errors import ModelError
 from llmosd.runtime.catalogue import Golden
 from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.paged_model import Backend, PagedModel
+from llmosd.types import WeightFormat
 
 PAGE_TOKENS = 64
-TOLERANCE = {"float32": 1e-3, "file": 0.5}  # logits; near ties may turn by the second
+TOLERANCE: dict[WeightFormat, float] = {"float32": 1e-3, "file": 0.5}  # logits; near ties may turn by the second
 
 
-def verify_graph(graph: Path, geometry: Geometry, golden: Golden, *, backend: Backend, strict: bool) -> float:
+def verify_graph(graph: Path, geometry: Geometry, golden: Golden, *, backend: Backend, weights: WeightFormat) -> float:
     """The worst golden token's distance from the best; raises ModelError where it is more than the tolerance."""
     tokens = len(golden.prompt) + len(golden.continuation)
     pages = -(-tokens // PAGE_TOKENS)
@@ -28,20 +29,20 @@ def verify_graph(graph: Path, geometry: Geometry, golden: Golden, *, backend: Ba
         graph,
         geometry,
         backend=backend,
-        strict=strict,
+        weights=weights,
         pages=pages,
         page_tokens=PAGE_TOKENS,
         threads=1,
         spin=False,
-        kv_format="float32" if strict else "float16",
+        kv_format="float32" if weights == "float32" else "float16",
     )
     gaps = golden_gaps(model, golden)
     model.close()
     worst = float(gaps.max())
-    if not worst <= TOLERANCE[model.weight_format]:  # so written that NaN fails
+    if not worst <= TOLERANCE[weights]:  # so written that NaN fails
         raise ModelError(
             f"the graph does not reproduce the model: a token of the golden continuation lies {worst:.3g} below the "
-            f"best, more than {TOLERANCE[model.weight_format]:g}"
+            f"best, more than {TOLERANCE[weights]:g}"
         )
     return worst
 

@@ -1,4 +1,4 @@
-"""Write continuations.json: greedy continuations in float32, found by the strict engine because it is quick.
+"""Write continuations.json: greedy continuations in float32, found by the engine because it is quick.
 
 That they are the numpy reference's own is tested. Run as `python -m tests.runtime.record_continuations` from the
 checkout when the model or the prompts change.
@@ -44,8 +44,17 @@ def record() -> None:
     tokenizer, template = model.load_tokenizer(), model.load_chat_template()
     chats = [template.render([{"role": "user", "content": question}]) for question in QUESTIONS]
     prompts = [tokenizer.encode(text, special=True) for text in (*chats, *TEXTS)]
-    ensure_graph(model, "native", True, lambda stage, done, total: None)
-    engine = PagedModel.load(model, backend="native", strict=True, pages=4, page_tokens=64, threads=2, spin=False)
+    ensure_graph(model, "native", "float32", lambda stage, done, total: None)
+    engine = PagedModel.load(
+        model,
+        backend="native",
+        weights="float32",
+        kv_format="float32",
+        pages=4,
+        page_tokens=64,
+        threads=2,
+        spin=False,
+    )
     found = [{"prompt": prompt, "continuation": greedy(engine, prompt)} for prompt in prompts]
     PATH.write_text(json.dumps(found) + "\n")
 

@@ -1,4 +1,4 @@
-"""Kernel and executor on the real model; strict mode, so that equal means equal."""
+"""Kernel and executor on the real model; as `--strict` runs it, so that equal means equal."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def paged(model: InstalledModel) -> PagedModel:
     backend, _ = choose_backend("auto", strict=False)
     if backend != "native":
         pytest.skip("strict mode needs the native operators, which cannot be built here")
-    ensure_graph(model, "native", True, lambda stage, done, total: None)
+    ensure_graph(model, "native", "file", lambda stage, done, total: None)
     return PagedModel.load(
-        model, backend="native", strict=True, pages=PAGES, page_tokens=PAGE_TOKENS, threads=2, spin=False
+        model, backend="native", weights="file", pages=PAGES, page_tokens=PAGE_TOKENS, threads=2, spin=False
     )
 
 

@@ -17,19 +17,21 @@ from llmosd.runtime.graph.gather import GatherOperators
 from llmosd.runtime.graph.llama import Operators, build_llama
 from llmosd.runtime.graph.native import NativeOperators
 from llmosd.runtime.paged_model import Backend, PagedModel, choose_backend
+from llmosd.types import WeightFormat
 from tests.reference import Reference
 from tests.runtime import tiny
 from tests.runtime.stepping import Stream, poison, prefill, step
 
 PAGES, PAGE_TOKENS = 24, 16
-VARIANTS = [("native", False), ("native", True), ("gather", False), ("gather", True)]
+VARIANTS = [("native", "file"), ("native", "float32"), ("gather", "file"), ("gather", "float32")]
 
 
-def load(path: Path, source: GgufFile, backend: Backend, strict: bool, threads: int = 2) -> PagedModel:
-    graph = path.with_name(f"{backend}-{strict}.onnx")
+def load(path: Path, source: GgufFile, backend: Backend, weights: WeightFormat, threads: int = 2) -> PagedModel:
+    graph = path.with_name(f"{backend}-{weights}.onnx")
     if not graph.exists():
+        float32 = weights == "float32"
         operators: Operators = (
-            NativeOperators(strict=strict) if backend == "native" else GatherOperators(float32=strict)
+            NativeOperators(float32=float32) if backend == "native" else GatherOperators(float32=float32)
         )
         build_llama(source, operators, graph, lambda layers: None)
         onnx.checker.check_model(graph)
@@ -37,7 +39,7 @@ def load(path: Path, source: GgufFile, backend: Backend, strict: bool, threads: 
         graph,
         source.geometry,
         backend=backend,
-        strict=strict,
+        weights=weights,
         pages=PAGES,
         page_tokens=PAGE_TOKENS,
         threads=threads,
@@ -50,16 +52,16 @@ def tokens(count: int, seed: int = 0) -> list[int]:
     return [int(token) for token in np.random.default_rng(seed).integers(0, len(tiny.TOKENS), count)]
 
 
-@pytest.mark.parametrize(("backend", "strict"), VARIANTS)
+@pytest.mark.parametrize(("backend", "weights"), VARIANTS)
 @pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0, Kind.F16])
-def test_logits_are_those_of_the_reference(kind: Kind, backend: Backend, strict: bool, tmp_path: Path) -> None:
+def test_logits_are_those_of_the_reference(kind: Kind, backend: Backend, weights: WeightFormat, tmp_path: Path) -> None:
     source = GgufFile(tiny.write_tiny(tmp_path / "tiny.gguf", kind, tied=kind is not Kind.Q4_0))
-    model = load(tmp_path / "tiny.gguf", source, backend, strict)
+    model = load(tmp_path / "tiny.gguf", source, backend, weights)
     prompt = tokens(70)
     expected = Reference(source).logits(prompt)
     logits = prefill(model, prompt, [5, 2, 9, 0, 7], sizes=(1, 30, 16))
     error = np.sqrt(np.mean((logits - expected) ** 2)) / expected.std()
-    assert error < (1e-5 if strict else 0.08)  # activations in 8 bits
+    assert error < (1e-5 if weights == "float32" else 0.08)  # activations in 8 bits
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GgufFile, Ref
 
 @pytest.fixture(scope="module", params=["native", "gather"])
 def exact(request: pytest.FixtureRequest, small: tuple[Path, GgufFile, Reference]) -> PagedModel:
-    return load(small[0], small[1], request.param, strict=True)
+    return load(small[0], small[1], request.param, "float32")
 
 
 @settings(max_examples=25, deadline=None)
@@ -131,7 +133,7 @@ def test_a_page_outside_the_pool_fails_the_step_and_not_the_process(exact: Paged
 
 def test_native_and_gather_agree(small: tuple[Path, GgufFile, Reference]) -> None:
     prompt = tokens(60)
-    native, gather = (load(small[0], small[1], backend, strict=True) for backend in ("native", "gather"))
+    native, gather = (load(small[0], small[1], backend, "float32") for backend in ("native", "gather"))
     pages = [8, 1, 5, 3]
     np.testing.assert_allclose(prefill(native, prompt, pages, [7]), prefill(gather, prompt, pages, [40]), atol=1e-3)
 

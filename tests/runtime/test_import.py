@@ -53,9 +53,9 @@ def test_killed_in_the_middle_it_starts_again_cleanly(model: InstalledModel, tmp
 
 
 def test_a_graph_is_built_once(model: InstalledModel) -> None:
-    graph = ensure_graph(model, "native", False, quiet)
+    graph = ensure_graph(model, "native", "file", quiet)
     before = graph.stat().st_mtime_ns
-    assert ensure_graph(model, "native", False, quiet).stat().st_mtime_ns == before
+    assert ensure_graph(model, "native", "file", quiet).stat().st_mtime_ns == before
 
 
 def test_a_wrong_file_is_not_imported(model: InstalledModel, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_graph_that_answers_otherwise_is_refused(model: InstalledModel) -> Non
     golden = manifest(model.id).golden
     false = msgspec.structs.replace(golden, continuation=golden.continuation[::-1])
     with pytest.raises(ModelError, match="golden continuation"):
-        verify_graph(model.graph("native"), model.geometry, false, backend="native", strict=False)
+        verify_graph(model.graph("native"), model.geometry, false, backend="native", weights="file")
 
 
 def test_a_file_of_another_geometry_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The native operators' part of the graph: paged attention in place, block-quantised or strict float32 products."""
+"""The native operators' part of the graph: paged attention in place, block-quantised or float32 products."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from llmosd.runtime.weights import F32, Affine4, Matrix, Symmetric8, to_symmetri
 
 
 class NativeOperators:
-    """`strict` keeps weights in float32 and every row's reduction order independent of the rest of the batch.
+    """`float32` expands all weights, else 4-bit and 8-bit blocks are used as in the file and all else is rounded to 8.
 
-    Otherwise 4-bit and 8-bit blocks are used as they are in the file, and all else is rounded to 8 bits.
+    Either way the order of a row's sums depends on nothing but the row.
     """
 
-    def __init__(self, *, strict: bool) -> None:
-        self._strict = strict
-        self.kv_element: int = TensorProto.FLOAT if strict else TensorProto.FLOAT16
+    def __init__(self, *, float32: bool) -> None:
+        self._float32 = float32
+        self.kv_element: int = TensorProto.FLOAT if float32 else TensorProto.FLOAT16
 
     def prepare(self, graph: GraphBuilder, geometry: Geometry, rotary: tuple[F32, F32]) -> None:
         self._geometry = geometry
@@ -30,7 +30,7 @@ class NativeOperators:
 
     def linear(self, graph: GraphBuilder, value: str, matrix: Matrix, name: str) -> str:
         rows, columns = matrix.shape
-        if self._strict:
+        if self._float32:
             packed = graph.weight(name, native.pack_f32(matrix.dense()))
             return graph.node("Linear", [value, packed], domain=LLMOS, N=rows, K=columns, threads=0)
         bits, codes, scales = _packed(matrix)

@@ -1,6 +1,6 @@
 // llmos.Linear: x [.., K] times float32 weights [N, K] → [.., N].
 //
-// For --strict: each element is one chain of multiply-adds in ascending k, so a row's bits do not depend on how many
+// For float32 weights: each element is one chain of multiply-adds in ascending k, so a row's bits do not depend on how many
 // rows are computed with it or by how many threads, which a general matrix multiplication does not promise.
 #include <algorithm>
 #include <atomic>
