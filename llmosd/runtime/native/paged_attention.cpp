@@ -1,8 +1,12 @@
 // llmos.PagedAttention: causal attention of a ragged batch over a paged K/V pool that is updated in place.
 //
-//   qkv [T, (H + 2 KH) D], key_cache [P, KH, D, S], value_cache [P, KH, S, D] (float32 or float16),
+//   qkv [T, (H + 2 KH) D], key_cache [P, KH, D, S], value_cache [P, KH, S, D] (float32, float16 or int8),
 //   cumulative_lengths [B + 1], past_lengths [B], page_table [B, MP] (int32), cos, sin [C, D / 2]
 //   → [T, H D]
+//
+// Int8 caches are [P, KH, D + 4, S] and [P, KH, S, D + 4]: the bytes of a page and KV head are its codes, [D, S] or
+// [S, D], and then S float32 scales. A token's key is code · scale with scale = max |key| / 127, so each element is off
+// by at most half a scale; likewise its value.
 //
 // Sequence b's tokens are rows cumulative_lengths[b] … of qkv, at positions past_lengths[b] …; position p lives in slot
 // p % S of page page_table[b, p / S]. Every length and every page id in use is checked before anything is read or
@@ -45,6 +49,12 @@ struct Schedule {
   std::vector<Split> splits;
   int64_t partials = 0;
 };
+
+Cache cache_of(const Tensor& keys) {
+  require(keys.type == kFloat || keys.type == kFloat16 || keys.type == kInt8,
+          "key_cache must be float32, float16 or int8");
+  return keys.type == kFloat ? Cache::kFloat32 : keys.type == kFloat16 ? Cache::kFloat16 : Cache::kInt8;
+}
 
 class PagedAttention {
  public:
@@ -98,18 +108,21 @@ Inputs PagedAttention::read(const Context& context) const {
   const Tensor table = context.input(5, kInt32, 2, "page_table");
   const Tensor cosines = context.input(6, kFloat, 2, "cos"), sines = context.input(7, kFloat, 2, "sin");
 
-  require(keys.type == kFloat || keys.type == kFloat16, "key_cache must be float32 or float16");
+  const Cache cache = cache_of(keys);
+  const int64_t scale_bytes = cache == Cache::kInt8 ? kScaleBytes : 0;
   require(values.type == keys.type, "value_cache must have key_cache's element type");
   require(keys.rank == 4 && values.rank == 4, "key_cache and value_cache must have 4 dimensions");
-  const int64_t pages = keys.dims[0], size = keys.dims[2], page_tokens = keys.dims[3];
+  const int64_t pages = keys.dims[0], size = keys.dims[2] - scale_bytes, page_tokens = keys.dims[3];
   require(size >= 32 && size <= kMaxHeadSize && size % 16 == 0,
           "the head size must be a multiple of 16 from 32 to 256");
   require(page_tokens == 16 || page_tokens == 32 || page_tokens == 64 || page_tokens == 128,
           "pages must hold 16, 32, 64 or 128 tokens");
   require(keys.dims[1] == kv_heads_, "key_cache's dimension 1 must be kv_num_heads");
-  require(
-      values.dims[0] == pages && values.dims[1] == kv_heads_ && values.dims[2] == page_tokens && values.dims[3] == size,
-      "value_cache must be [pages, kv_num_heads, page tokens, head size]");
+  require(values.dims[0] == pages && values.dims[1] == kv_heads_ && values.dims[2] == page_tokens &&
+              values.dims[3] == size + scale_bytes,
+          "value_cache must be [pages, kv_num_heads, page tokens, head size], of int8 4 wider");
+  require(uintptr_t(keys.data) % sizeof(float) == 0 && uintptr_t(values.data) % sizeof(float) == 0,
+          "key_cache and value_cache must be aligned to 4 bytes");
   require(qkv.dims[1] == int64_t(heads_ + 2 * kv_heads_) * size,
           "qkv must have (num_heads + 2 kv_num_heads) * head size columns");
   require(cosines.dims[1] == size / 2 && sines.dims == cosines.dims, "cos and sin must be [context, head size / 2]");
@@ -122,7 +135,7 @@ Inputs PagedAttention::read(const Context& context) const {
                  qkv.dims[0],
                  table.dims[1],
                  scale_,
-                 keys.type == kFloat16,
+                 cache,
                  qkv.as<float>(),
                  keys.data,
                  values.data,

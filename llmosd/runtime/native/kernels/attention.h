@@ -22,10 +22,43 @@ inline void rotate(const float* x, const float* cosines, const float* sines, int
   }
 }
 
+// Elements of one page and KV head.
+template <class T>
+inline int64_t page_elements(const AttentionCall& call) {
+  return int64_t(call.head_size + (sizeof(T) == 1 ? kScaleBytes : 0)) * call.page_tokens;
+}
+
 template <class T>
 inline T* page_of(void* pool, int32_t page, int kv_head, const AttentionCall& call) {
-  const int64_t index = int64_t(page) * call.kv_heads + kv_head;
-  return static_cast<T*>(pool) + index * call.head_size * call.page_tokens;
+  return static_cast<T*>(pool) + (int64_t(page) * call.kv_heads + kv_head) * page_elements<T>(call);
+}
+
+// Codes of one head's key or value; returns their scale. What is smaller than any key that matters becomes zero.
+inline float quantise_head(const float* x, int size, int8_t* codes) {
+  F8 top = absolute(load(x));
+  for (int d = 8; d < size; d += 8) top = maximum(top, absolute(load(x + d)));
+  const float peak = largest(top);
+  const F8 inverse = broadcast(peak > 1e-30f ? 127.0f / peak : 0.0f);
+  for (int d = 0; d < size; d += 8) store(codes + d, mul(load(x + d), inverse));
+  return peak / 127.0f;
+}
+
+// Writes one token's key (`transposed`) or value into a page of its KV head.
+template <class T>
+inline void store_head(const float* x, T* page, int64_t slot, bool transposed, const AttentionCall& call) {
+  const int size = call.head_size;
+  if constexpr (sizeof(T) == 1) {
+    int8_t codes[kMaxHeadSize];
+    const float scale = quantise_head(x, size, codes);
+    std::memcpy(page + int64_t(size) * call.page_tokens + slot * kScaleBytes, &scale, kScaleBytes);
+    if (!transposed) std::memcpy(page + slot * size, codes, size);
+    else
+      for (int d = 0; d < size; ++d) page[int64_t(d) * call.page_tokens + slot] = codes[d];
+  } else if (transposed) {
+    for (int d = 0; d < size; ++d) store_one(page + int64_t(d) * call.page_tokens + slot, x[d]);
+  } else {
+    for (int d = 0; d < size; d += 8) store(page + slot * size + d, load(x + d));
+  }
 }
 
 // Rotates the queries of `count` tokens into scratch, and writes their keys and values to the pages, for KV heads
@@ -46,11 +79,9 @@ void rotate_and_store(const AttentionCall& call, const int32_t* pages, int64_t t
       for (int g = 0; g < group; ++g)
         rotate(row + (kv * group + g) * size, cosines, sines, half, call.scale, queries + g * size);
       rotate(row + (call.heads + kv) * size, cosines, sines, half, 1.0f, key);
-      T* keys = page_of<T>(call.keys, page, kv, call) + slot;
-      for (int d = 0; d < size; ++d) store_one(keys + int64_t(d) * call.page_tokens, key[d]);
+      store_head(key, page_of<T>(call.keys, page, kv, call), slot, true, call);
       const float* value = row + (call.heads + call.kv_heads + kv) * size;
-      T* values = page_of<T>(call.values, page, kv, call) + slot * size;
-      for (int d = 0; d < size; d += 8) store(values + d, load(value + d));
+      store_head(value, page_of<T>(call.values, page, kv, call), slot, false, call);
     }
   }
 }
@@ -139,6 +170,7 @@ class Attention {
   }
 
  private:
+  static constexpr bool kScaled = sizeof(T) == 1;
   static constexpr int kConvertRows = 7;  // from here on, converting a page once beats converting it in each row tile
 
   // Rows before this one lie wholly before the tile's first key.
@@ -154,34 +186,48 @@ class Attention {
     const int rows = rows_ - first;
     const float* queries =
         call_.queries + (task_.kv_head * call_.tokens + task_.token) * group_ * size_ + first * size_;
-    const int32_t* pages = task_.pages + begin / call_.page_tokens;
-    for (int at = 0; at < keys; at += call_.page_tokens, ++pages) {
-      const int columns = smaller(call_.page_tokens, padded - at);
-      multiply<false>(rows, {queries, size_}, key_page(*pages), call_.page_tokens, work_.scores + at, kKeyTile, size_,
-                      columns, value_page(*pages));
-    }
+    const int32_t* const pages = task_.pages + begin / call_.page_tokens;
+    for (int at = 0, p = 0; at < keys; at += call_.page_tokens, ++p)
+      multiply<false>(rows, {queries, size_}, key_page(pages[p]), call_.page_tokens, work_.scores + at, kKeyTile, size_,
+                      smaller(call_.page_tokens, padded - at), value_page(pages[p]));
+    if (kScaled) scale_columns(call_.keys, pages, rows, padded);
     for (int r = 0; r < rows; ++r) {
       float* partial = to + (first + r) * stride_;
       const int64_t visible = task_.position + (first + r) / group_ + 1 - begin;
       normalise(work_.scores + r * kKeyTile, int(smaller<int64_t>(visible, keys)), padded, partial, partial + 1);
       for (int d = 0; d < size_; d += 8) store(partial + 2 + d, zero());
     }
-    pages = task_.pages + begin / call_.page_tokens;
-    for (int at = 0; at < keys; at += call_.page_tokens, ++pages) {
-      const T* next = begin + at + kKeyTile < length_ ? key_page(pages[kKeyTile / call_.page_tokens]) : nullptr;
-      multiply<true>(rows, {work_.scores + at, kKeyTile}, value_page(*pages), size_, to + first * stride_ + 2, stride_,
+    if (kScaled) scale_columns(call_.values, pages, rows, padded);
+    for (int at = 0, p = 0; at < keys; at += call_.page_tokens, ++p) {
+      const T* next = begin + at + kKeyTile < length_ ? key_page(pages[p + kKeyTile / call_.page_tokens]) : nullptr;
+      multiply<true>(rows, {work_.scores + at, kKeyTile}, value_page(pages[p]), size_, to + first * stride_ + 2, stride_,
                      smaller(call_.page_tokens, keys - at), size_, next);
+    }
+  }
+
+  // Scores, or weights, times the scale of their column's key, or value. What lies beyond the last key becomes garbage.
+  void scale_columns(void* pool, const int32_t* pages, int rows, int columns) {
+    for (int at = 0, p = 0; at < columns; at += call_.page_tokens, ++p) {
+      const int8_t* page = page_of<const int8_t>(pool, pages[p], task_.kv_head, call_);
+      const float* scales = reinterpret_cast<const float*>(page + size_ * call_.page_tokens);
+      for (int j = 0; j < smaller(call_.page_tokens, columns - at); j += 8) {
+        const F8 scale = load(scales + j);
+        for (float* to = work_.scores + at + j, *end = to + rows * kKeyTile; to < end; to += kKeyTile)
+          store(to, mul(load(to), scale));
+      }
     }
   }
 
   template <bool kAccumulate>
   void multiply(int rows, Matrix a, const T* b, int b_stride, float* c, int c_stride, int depth, int columns,
-                const T* ahead) {
-    if (rows >= kConvertRows) ahead = nullptr;  // the next page is far off then, and the hardware sees the pattern
-    if (sizeof(T) == sizeof(float) || rows < kConvertRows)
+                const T* next) {
+    if (sizeof(T) == sizeof(float) || rows < kConvertRows) {
+      Ahead ahead{reinterpret_cast<const char*>(next), page_elements<T>(call_) * int64_t(sizeof(T))};
+      if (!next || rows >= kConvertRows) ahead = {};  // the next page is far off then, and the hardware sees the pattern
       return gemm<kAccumulate>(rows, a, b, b_stride, c, c_stride, depth, columns, ahead);
+    }
     for (int i = 0; i < depth * b_stride; i += 8) store(work_.page + i, load(b + i));
-    gemm<kAccumulate, float>(rows, a, work_.page, b_stride, c, c_stride, depth, columns, nullptr);
+    gemm<kAccumulate, float>(rows, a, work_.page, b_stride, c, c_stride, depth, columns, {});
   }
 
   const T* key_page(int32_t page) const { return page_of<const T>(call_.keys, page, task_.kv_head, call_); }
@@ -196,12 +242,19 @@ class Attention {
 
 inline void rotate_and_store_any(const AttentionCall& call, const int32_t* pages, int64_t token, int64_t position,
                                  int count, int head_begin, int head_end) {
-  call.half ? rotate_and_store<Half>(call, pages, token, position, count, head_begin, head_end)
-            : rotate_and_store<float>(call, pages, token, position, count, head_begin, head_end);
+  switch (call.cache) {
+    case Cache::kFloat32: return rotate_and_store<float>(call, pages, token, position, count, head_begin, head_end);
+    case Cache::kFloat16: return rotate_and_store<Half>(call, pages, token, position, count, head_begin, head_end);
+    case Cache::kInt8: return rotate_and_store<int8_t>(call, pages, token, position, count, head_begin, head_end);
+  }
 }
 
 inline void attend(const AttentionCall& call, const AttentionTask& task, float* scratch) {
-  call.half ? Attention<Half>(call, task, scratch).run() : Attention<float>(call, task, scratch).run();
+  switch (call.cache) {
+    case Cache::kFloat32: return Attention<float>(call, task, scratch).run();
+    case Cache::kFloat16: return Attention<Half>(call, task, scratch).run();
+    case Cache::kInt8: return Attention<int8_t>(call, task, scratch).run();
+  }
 }
 
 // Merges the partial results of tiles [0, tiles) that several tasks left, and writes the rows.

@@ -9,14 +9,17 @@
 namespace llmos {
 namespace LLMOS_ISA {
 
-template <class T>
-inline T* offset(T* pointer, int64_t by) {
-  return pointer ? pointer + by : nullptr;
-}
-
 struct Matrix {
   const float* at;
   int64_t stride;
+};
+
+// Memory that is needed after B. It is prefetched in ascending order and at B's own pace.
+struct Ahead {
+  const char* at = nullptr;
+  int64_t bytes = 0;
+
+  Ahead part(int index, int parts) const { return {at + bytes * index / parts, bytes / parts}; }
 };
 
 // One step of a tile: the smaller side stays in registers, the other passes through one, so that 12 sums fit beside
@@ -40,17 +43,17 @@ inline void step(F8 (&sums)[R][C], const float* a, int64_t a_stride, const T* b)
   }
 }
 
-// R rows × C vectors of 8 columns. `ahead`, if any, is prefetched at B's own pace: the memory that is needed after B.
+// R rows × C vectors of 8 columns.
 template <int R, int C, bool kAccumulate, class T>
-inline void tile(Matrix a, const T* b, int64_t b_stride, float* c, int64_t c_stride, int depth, const T* ahead) {
+inline void tile(Matrix a, const T* b, int64_t b_stride, float* c, int64_t c_stride, int depth, Ahead ahead) {
   F8 sums[R][C];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int j = 0; j < C; ++j) sums[r][j] = kAccumulate ? load(c + r * c_stride + 8 * j) : zero();
-  for (int k = 0; k < depth; ++k) {
-    if (ahead)
-      for (int j = 0; j < 8 * C; j += kCacheLine / int(sizeof(T))) prefetch(ahead + k * b_stride + j);
+  const int64_t pace = ahead.bytes ? (uint32_t(ahead.bytes) + depth - 1) / uint32_t(depth) : 0;
+  for (int k = 0; k < depth; ++k, ahead.at += pace) {
+    for (int64_t j = 0; j < pace; j += kCacheLine) prefetch(ahead.at + j);
     step(sums, a.at + k, a.stride, b + k * b_stride);
   }
 #pragma GCC unroll 8
@@ -61,7 +64,7 @@ inline void tile(Matrix a, const T* b, int64_t b_stride, float* c, int64_t c_str
 
 template <int C, bool kAccumulate, class T>
 inline void tile_rows(int rows, Matrix a, const T* b, int64_t b_stride, float* c, int64_t c_stride, int depth,
-                      const T* ahead) {
+                      Ahead ahead) {
   switch (rows) {
     case 1: return tile<1, C, kAccumulate>(a, b, b_stride, c, c_stride, depth, ahead);
     case 2: return tile<2, C, kAccumulate>(a, b, b_stride, c, c_stride, depth, ahead);
@@ -75,14 +78,16 @@ inline void tile_rows(int rows, Matrix a, const T* b, int64_t b_stride, float* c
 // `columns` is a multiple of 16. Few rows take tiles of 32 columns, else each step would wait for its own sum.
 template <bool kAccumulate, class T>
 inline void gemm(int rows, Matrix a, const T* b, int64_t b_stride, float* c, int64_t c_stride, int depth, int columns,
-                 const T* ahead) {
+                 Ahead ahead) {
   int n = 0;
+  const int passes = rows <= 3 ? (columns + 31) / 32 : columns / 16;
   if (rows <= 3) {
     for (; n + 32 <= columns; n += 32) {
+      const Ahead part = ahead.part(n / 32, passes);
       switch (rows) {
-        case 1: tile<1, 4, kAccumulate>(a, b + n, b_stride, c + n, c_stride, depth, offset(ahead, n)); break;
-        case 2: tile<2, 4, kAccumulate>(a, b + n, b_stride, c + n, c_stride, depth, offset(ahead, n)); break;
-        default: tile<3, 4, kAccumulate>(a, b + n, b_stride, c + n, c_stride, depth, offset(ahead, n));
+        case 1: tile<1, 4, kAccumulate>(a, b + n, b_stride, c + n, c_stride, depth, part); break;
+        case 2: tile<2, 4, kAccumulate>(a, b + n, b_stride, c + n, c_stride, depth, part); break;
+        default: tile<3, 4, kAccumulate>(a, b + n, b_stride, c + n, c_stride, depth, part);
       }
     }
   }
@@ -93,7 +98,7 @@ inline void gemm(int rows, Matrix a, const T* b, int64_t b_stride, float* c, int
     const Matrix part{a.at + r * a.stride, a.stride};
     for (int m = n; m < columns; m += 16)
       tile_rows<2, kAccumulate>(height, part, b + m, b_stride, c + r * c_stride + m, c_stride, depth,
-                                offset(i ? nullptr : ahead, m));
+                                i ? Ahead{} : ahead.part(n ? passes - 1 : m / 16, passes));
   }
 }
 

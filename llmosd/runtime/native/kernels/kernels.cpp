@@ -18,11 +18,11 @@ void linear32(const float* weight, const float* x, int rows, int64_t columns, in
     float* target = y + p * kPanel;
     const int width = int(smaller<int64_t>(kPanel, columns - p * kPanel));
     if (width == kPanel) {
-      gemm<false, float>(rows, {x, k}, panel, kPanel, target, columns, int(k), kPanel, nullptr);
+      gemm<false, float>(rows, {x, k}, panel, kPanel, target, columns, int(k), kPanel, {});
       continue;
     }
     float aside[kMaxLinearRows * kPanel];
-    gemm<false, float>(rows, {x, k}, panel, kPanel, aside, kPanel, int(k), kPanel, nullptr);
+    gemm<false, float>(rows, {x, k}, panel, kPanel, aside, kPanel, int(k), kPanel, {});
     for (int i = 0; i < rows; ++i) std::memcpy(target + i * columns, aside + i * kPanel, width * sizeof(float));
   }
 }

@@ -12,12 +12,17 @@ struct Half {
   uint16_t bits;
 };
 
+// What the pages hold. An int8 page is its codes, laid out as the other types are, and then one float32 scale per token.
+enum class Cache { kFloat32, kFloat16, kInt8 };
+
+constexpr int kScaleBytes = 4;  // what a token's scale adds to its codes
+
 // One attention call, as all its tasks see it. Offsets are in elements, positions in tokens.
 struct AttentionCall {
   int heads, kv_heads, head_size, page_tokens;
   int64_t tokens, table_columns;
   float scale;
-  bool half;                     // the caches hold float16, else float32
+  Cache cache;
   const float* qkv;              // [tokens, (heads + 2 kv_heads) * head_size]
   void* keys;                    // [pages, kv_heads, head_size, page_tokens]
   void* values;                  // [pages, kv_heads, page_tokens, head_size]

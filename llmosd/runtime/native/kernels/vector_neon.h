@@ -17,12 +17,20 @@ inline F8 load(const Half* p) {
   const float16x8_t h = vreinterpretq_f16_u16(vld1q_u16(&p->bits));
   return {vcvt_f32_f16(vget_low_f16(h)), vcvt_high_f32_f16(h)};
 }
+inline F8 load(const int8_t* p) {
+  const int16x8_t wide = vmovl_s8(vld1_s8(p));
+  return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))), vcvtq_f32_s32(vmovl_high_s16(wide))};
+}
 inline void store(float* p, F8 v) {
   vst1q_f32(p, v.a);
   vst1q_f32(p + 4, v.b);
 }
 inline void store(Half* p, F8 v) {
   vst1q_u16(&p->bits, vreinterpretq_u16_f16(vcvt_high_f16_f32(vcvt_f16_f32(v.a), v.b)));
+}
+inline void store(int8_t* p, F8 v) {  // to nearest, saturated
+  const int16x4_t low = vqmovn_s32(vcvtnq_s32_f32(v.a)), high = vqmovn_s32(vcvtnq_s32_f32(v.b));
+  vst1_s8(p, vqmovn_s16(vcombine_s16(low, high)));
 }
 inline F8 add(F8 x, F8 y) { return {vaddq_f32(x.a, y.a), vaddq_f32(x.b, y.b)}; }
 inline F8 sub(F8 x, F8 y) { return {vsubq_f32(x.a, y.a), vsubq_f32(x.b, y.b)}; }

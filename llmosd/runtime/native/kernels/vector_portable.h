@@ -61,8 +61,15 @@ inline F8 load(const float* p) {
 inline F8 load(const Half* p) {
   return each([&](int i) { return to_float(p[i]); });
 }
+inline F8 load(const int8_t* p) {
+  return each([&](int i) { return float(p[i]); });
+}
 inline void store_one(float* p, float x) { *p = x; }
 inline void store_one(Half* p, float x) { *p = to_half(x); }
+inline void store_one(int8_t* p, float x) {  // to nearest, saturated
+  const float code = std::nearbyintf(x);
+  *p = int8_t(!(code >= -128.0f) ? -128.0f : code > 127.0f ? 127.0f : code);  // NaN as well
+}
 template <class T>
 inline void store(T* p, F8 v) {
   for (int i = 0; i < 8; ++i) store_one(p + i, v.lane[i]);
