@@ -142,6 +142,7 @@ def formats() -> tuple[Format, list[Format]]:
     """The float32 yardstick, and the formats to be measured; the default one first."""
     return Format("native", "float32", "float32"), [
         Format("native", "file", "float16"),
+        Format("native", "file", "int8"),
         Format("native", "file", "float32"),
         Format("native", "float32", "float16"),
         Format("gather", "file", "float16"),

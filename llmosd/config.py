@@ -19,7 +19,7 @@ from typing import Any
 from platformdirs import user_data_dir
 
 from llmosd.errors import ConfigError
-from llmosd.types import WeightFormat
+from llmosd.types import KvFormat, WeightFormat
 
 PREFIX = "LLMOS_"
 FILE = "config.toml"
@@ -56,6 +56,11 @@ class Config:
     model: str = _option("smollm2-135m-instruct", "model to serve")
     backend: str = _option("auto", "native operators or pure ONNX gather", choices=("auto", "native", "gather"))
     weights: WeightFormat = _option("file", "weights as in the model's file, or float32", choices=("file", "float32"))
+    kv_format: KvFormat = _option(
+        "float16",
+        "K and V in the pages; int8 halves float16, native operators only",
+        choices=("float16", "float32", "int8"),
+    )
     strict: bool = _option(False, "refuse what could let a token depend on the batch, chunking, preemption or cache")
     threads: int = _option(0, "threads of the engine; 0 is the number of physical cores", range_=COUNT)
     spin: bool = _option(True, "let engine threads wait awake for a moment between operators")
@@ -158,6 +163,7 @@ _TYPES: dict[str, type] = {
     "str": str,
     "str | None": str,
     "WeightFormat": str,
+    "KvFormat": str,
     "int": int,
     "bool": bool,
 }

@@ -18,6 +18,9 @@ SequenceId = int
 WeightFormat = Literal["file", "float32"]
 """Weights as they are in the model's file, mostly 4 and 8 bits, or all of them expanded."""
 
+KvFormat = Literal["float16", "float32", "int8"]
+"""What a page keeps of K and V. int8 has one float32 scale for each token and KV head."""
+
 NICE_MIN, NICE_MAX = -20, 19
 
 

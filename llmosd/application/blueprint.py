@@ -13,7 +13,8 @@ from llmosd.runtime.executor import OnnxExecutor
 from llmosd.runtime.fetch import Progress
 from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.installed import InstalledModel
-from llmosd.runtime.paged_model import Backend, KvFormat, PagedModel, choose_backend, pages_that_fit
+from llmosd.runtime.page_pool import bytes_per_page
+from llmosd.runtime.paged_model import Backend, PagedModel, check_kv_format, choose_backend, pages_that_fit
 from llmosd.system.executor import Executor
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import POLICIES
@@ -28,7 +29,6 @@ class Blueprint:
     model: InstalledModel
     backend: Backend
     why: str  # this backend
-    kv_format: KvFormat
     threads: int
     limits: Limits
     amdahl: Amdahl
@@ -43,7 +43,7 @@ class Blueprint:
             page_tokens=limits.page_tokens,
             threads=self.threads,
             spin=config.spin,
-            kv_format=self.kv_format,
+            kv_format=config.kv_format,
         )
         kernel = Kernel(limits, POLICIES[config.policy]())
         tokenizer = self.model.load_tokenizer()
@@ -51,18 +51,18 @@ class Blueprint:
 
     @property
     def bytes_per_page(self) -> int:
-        return self.model.geometry.page_bytes(self.limits.page_tokens, 4 if self.kv_format == "float32" else 2)
+        return bytes_per_page(self.model.geometry, self.limits.page_tokens, self.config.kv_format)
 
 
 def draw(config: Config, model: InstalledModel, progress: Progress) -> Blueprint:
     """Blocking: builds the graph and times the threads where that is still to do. Raises ConfigError, ModelError."""
     backend, why = choose_backend(config.backend, config.strict)
-    kv_format: KvFormat = "float32" if config.weights == "float32" else "float16"
-    limits = _limits(config, model.geometry, kv_format)
+    check_kv_format(backend, config.kv_format)
+    limits = _limits(config, model.geometry)
     importer.ensure_graph(model, backend, config.weights, progress)
     cores = processors.usable_cores()
     speed_up = measured_amdahl(model, backend, cores, progress)
-    return Blueprint(config, model, backend, why, kv_format, config.threads or cores, limits, speed_up)
+    return Blueprint(config, model, backend, why, config.threads or cores, limits, speed_up)
 
 
 def measured_amdahl(model: InstalledModel, backend: Backend, cores: int, progress: Progress) -> Amdahl:
@@ -81,14 +81,14 @@ def measured_amdahl(model: InstalledModel, backend: Backend, cores: int, progres
     )
 
 
-def _limits(config: Config, geometry: Geometry, kv_format: KvFormat) -> Limits:
+def _limits(config: Config, geometry: Geometry) -> Limits:
     """A pool of `pages` 0 has what all slots can fill, or half of the free memory, whichever is less."""
     context = config.context or geometry.context
     if context > geometry.context:
         raise ConfigError(f"context {context} exceeds the model's {geometry.context} tokens", param="context")
     wanted = config.slots * -(-context // config.page_tokens)
-    fitting = pages_that_fit(geometry, config.page_tokens, memory.for_pool(), kv_format)
-    most = pages_that_fit(geometry, config.page_tokens, memory.available(), kv_format)
+    fitting = pages_that_fit(geometry, config.page_tokens, memory.for_pool(), config.kv_format)
+    most = pages_that_fit(geometry, config.page_tokens, memory.available(), config.kv_format)
     if config.pages > most:
         raise ConfigError(f"pages is {config.pages}; free memory has room for {most}", param="pages")
     return Limits(

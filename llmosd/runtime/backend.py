@@ -6,7 +6,7 @@ from typing import Literal
 
 from llmosd.errors import ModelError
 from llmosd.runtime import native
-from llmosd.types import WeightFormat
+from llmosd.types import KvFormat, WeightFormat
 
 Backend = Literal["native", "gather"]
 
@@ -32,3 +32,9 @@ def choose_backend(wanted: str, strict: bool) -> tuple[Backend, str]:
     if wanted == "native" or strict:
         raise ModelError(f"the native backend is not available: {status.why}")
     return "gather", f"the native backend is not available: {status.why}"
+
+
+def check_kv_format(backend: Backend, kv_format: KvFormat) -> None:
+    """Raises ModelError for K and V that a backend cannot read."""
+    if backend == "gather" and kv_format == "int8":
+        raise ModelError("int8 K and V need the native backend: ONNX Runtime's own operators read float16 and float32")

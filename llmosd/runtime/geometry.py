@@ -25,7 +25,3 @@ class Geometry:
     @property
     def qkv_width(self) -> int:
         return (self.heads + 2 * self.kv_heads) * self.head_dim
-
-    def page_bytes(self, page_tokens: int, bytes_per_value: int) -> int:
-        """Bytes of K and V of one page over all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * page_tokens * bytes_per_value

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmosd.runtime.geometry import Geometry
+from llmosd.types import KvFormat
 
-KvFormat = Literal["float16", "float32"]
+SCALE_BYTES = 4
+
+
+def width(head_dim: int, kv_format: KvFormat) -> int:
+    """Elements that a page keeps of one token's key or value of one head: int8 codes are followed by their scales."""
+    return head_dim + SCALE_BYTES if kv_format == "int8" else head_dim
 
 
 def bytes_per_page(geometry: Geometry, page_tokens: int, kv_format: KvFormat) -> int:
     """Bytes of K and V of one page over all layers."""
-    return geometry.page_bytes(page_tokens, np.dtype(kv_format).itemsize)
+    elements = geometry.layers * geometry.kv_heads * width(geometry.head_dim, kv_format) * page_tokens
+    return 2 * elements * np.dtype(kv_format).itemsize
 
 
 def pages_that_fit(geometry: Geometry, page_tokens: int, memory_bytes: int, kv_format: KvFormat = "float16") -> int:
@@ -24,16 +31,19 @@ def pages_that_fit(geometry: Geometry, page_tokens: int, memory_bytes: int, kv_f
 
 
 class HostPool:
-    """Pages in numpy arrays: keys [P, KH, D, S] and values [P, KH, S, D] for each layer."""
+    """Pages in numpy arrays: keys [P, KH, D, S] and values [P, KH, S, D] for each layer.
+
+    With int8, D is 4 more: the bytes of a page and head are its codes, laid out as without, and then S float32 scales.
+    """
 
     def __init__(self, geometry: Geometry, *, pages: int, page_tokens: int, kv_format: KvFormat) -> None:
-        g, kind = geometry, np.dtype(kv_format)
+        g, kind, size = geometry, np.dtype(kv_format), width(geometry.head_dim, kv_format)
         self.pages, self.page_tokens = pages, page_tokens
         self.keys: list[NDArray[Any]] = [
-            np.zeros((pages, g.kv_heads, g.head_dim, page_tokens), kind) for _ in range(g.layers)
+            np.zeros((pages, g.kv_heads, size, page_tokens), kind) for _ in range(g.layers)
         ]
         self.values: list[NDArray[Any]] = [
-            np.zeros((pages, g.kv_heads, page_tokens, g.head_dim), kind) for _ in range(g.layers)
+            np.zeros((pages, g.kv_heads, page_tokens, size), kind) for _ in range(g.layers)
         ]
 
     def inputs(self) -> Iterator[tuple[str, NDArray[Any]]]:

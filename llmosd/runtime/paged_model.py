@@ -8,15 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmosd.errors import ModelError
-from llmosd.runtime.backend import Backend, choose_backend, variant_name
+from llmosd.runtime.backend import Backend, check_kv_format, choose_backend, variant_name
 from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.host_rows import HostRows
 from llmosd.runtime.installed import InstalledModel
-from llmosd.runtime.page_pool import HostPool, KvFormat, bytes_per_page, pages_that_fit
+from llmosd.runtime.page_pool import HostPool, bytes_per_page, pages_that_fit
 from llmosd.runtime.session import BoundSession, open_session
-from llmosd.types import WeightFormat
+from llmosd.types import KvFormat, WeightFormat
 
-__all__ = ["Backend", "KvFormat", "PagedModel", "choose_backend", "pages_that_fit", "variant_name"]
+__all__ = ["Backend", "KvFormat", "PagedModel", "check_kv_format", "choose_backend", "pages_that_fit", "variant_name"]
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -39,6 +39,7 @@ class PagedModel:
         spin: bool,
         kv_format: KvFormat,
     ) -> None:
+        check_kv_format(backend, kv_format)
         self.geometry = geometry
         self.backend: Backend = backend
         self.weights: WeightFormat = weights

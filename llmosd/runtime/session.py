@@ -16,7 +16,8 @@ from llmosd.errors import ModelError, StepError
 from llmosd.runtime import native
 from llmosd.runtime.backend import Backend
 from llmosd.runtime.graph.builder import LLMOS
-from llmosd.runtime.page_pool import KvFormat
+from llmosd.runtime.page_pool import width
+from llmosd.types import KvFormat
 
 F32 = NDArray[np.float32]
 
@@ -31,6 +32,11 @@ _RUN_ERRORS = (
     ort_errors.EPFail,
     RuntimeError,
 )
+KV_ELEMENTS: dict[KvFormat, int] = {
+    "float16": TensorProto.FLOAT16,
+    "float32": TensorProto.FLOAT,
+    "int8": TensorProto.INT8,
+}
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -98,10 +104,12 @@ def open_session(graph: Path, backend: Backend, kv_format: KvFormat, threads: in
 def _specialised(graph: Path, kv_format: KvFormat, threads: int) -> bytes:
     """The stored graph with this session's thread count and K/V type written in."""
     model = onnx.load(graph, load_external_data=False)
-    element = TensorProto.FLOAT if kv_format == "float32" else TensorProto.FLOAT16
     for value in model.graph.input:
         if value.name.startswith(("key_cache.", "value_cache.")):
-            value.type.tensor_type.elem_type = element
+            kind = value.type.tensor_type
+            kind.elem_type = KV_ELEMENTS[kv_format]
+            size = kind.shape.dim[2 if value.name.startswith("key") else 3]
+            size.dim_value = width(size.dim_value, kv_format)
     for node in model.graph.node:
         if node.domain == LLMOS:
             for attribute in node.attribute:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnxruntime
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from llmosd.runtime import native
+from llmosd.types import KvFormat
 
 Array = NDArray[Any]
 TYPES = {
@@ -21,6 +22,7 @@ TYPES = {
     np.dtype(np.float16): TensorProto.FLOAT16,
     np.dtype(np.float64): TensorProto.DOUBLE,
     np.dtype(np.uint8): TensorProto.UINT8,
+    np.dtype(np.int8): TensorProto.INT8,
     np.dtype(np.int32): TensorProto.INT32,
     np.dtype(np.int64): TensorProto.INT64,
 }
@@ -60,7 +62,7 @@ class Geometry:
     kv_heads: int
     size: int
     page_tokens: int
-    half: bool = False
+    kv: KvFormat = "float32"
     context: int = 1024
 
     @property
@@ -82,7 +84,7 @@ class Geometry:
 
 @dataclass
 class Pool:
-    """A page pool full of NaN, and sequences whose pages are handed out in shuffled order."""
+    """A page pool full of NaN (int8: scales are NaN), and sequences whose pages are handed out in shuffled order."""
 
     geometry: Geometry
     pages: int
@@ -91,15 +93,38 @@ class Pool:
 
     def __post_init__(self) -> None:
         g = self.geometry
-        dtype = np.float16 if g.half else np.float32
+        dtype, size = np.dtype(g.kv), g.size + 4 * (g.kv == "int8")
+        garbage = -1 if g.kv == "int8" else np.nan
         self.rng = np.random.default_rng(self.seed)
-        self.keys = np.full((self.pages, g.kv_heads, g.size, g.page_tokens), np.nan, dtype)
-        self.values = np.full((self.pages, g.kv_heads, g.page_tokens, g.size), np.nan, dtype)
+        self.keys = np.full((self.pages, g.kv_heads, size, g.page_tokens), garbage, dtype)
+        self.values = np.full((self.pages, g.kv_heads, g.page_tokens, size), garbage, dtype)
         self.free = [int(page) for page in self.rng.permutation(self.pages)]
 
     def grow(self, table: list[int], length: int) -> None:
         while len(table) * self.geometry.page_tokens < length:
             table.append(self.free.pop())
+
+    def contents(self) -> tuple[Array, Array]:
+        """What the whole pool stands for: keys and values [pages, page tokens, kv_heads, size] in float64."""
+        g = self.geometry
+        keys, values = self.keys.astype(np.float64), self.values.astype(np.float64)
+        if g.kv == "int8":
+            codes, scales = self._codes_and_scales(self.keys)
+            keys = codes.reshape(*codes.shape[:2], g.size, g.page_tokens) * scales[:, :, None]
+            codes, scales = self._codes_and_scales(self.values)
+            values = codes.reshape(*codes.shape[:2], g.page_tokens, g.size) * scales[..., None]
+        return keys.transpose(0, 3, 1, 2), values.swapaxes(1, 2)
+
+    def _codes_and_scales(self, pool: Array) -> tuple[Array, Array]:
+        pages = pool.reshape(self.pages, self.geometry.kv_heads, -1)
+        codes, scales = np.split(pages, [self.geometry.size * self.geometry.page_tokens], axis=2)
+        return codes, np.ascontiguousarray(scales).view(np.float32).astype(np.float64)
+
+    def stored(self, table: list[int], length: int) -> tuple[Array, Array]:
+        """Keys and values [length, kv_heads, size] of one sequence, as the pool stands for them."""
+        g = self.geometry
+        keys, values = (part[table].reshape(-1, g.kv_heads, g.size)[:length] for part in self.contents())
+        return keys, values
 
     def step(self, parts: Sequence[tuple[Array, int, list[int]]], *, threads: int = 1, **changes: Array) -> Array:
         """One run over (qkv rows, past length, page table) of each sequence; `changes` replaces inputs by name."""
@@ -122,16 +147,18 @@ class Pool:
         return run("PagedAttention", list(inputs.values()), threads=threads, **attributes)
 
 
-def attention_reference(g: Geometry, qkv: Array) -> Array:
-    """Causal attention of one whole sequence [tokens, (heads + 2 kv_heads) · size] in float64."""
+def keys_and_values(g: Geometry, qkv: Array) -> tuple[Array, Array]:
+    """What a pool without rounding would hold of one whole sequence: [tokens, kv_heads, size] in float64."""
+    parts = qkv.astype(np.float64).reshape(len(qkv), -1, g.size)
+    return g.rotate(parts[:, g.heads : -g.kv_heads], np.arange(len(qkv))), parts[:, -g.kv_heads :]
+
+
+def attention_reference(g: Geometry, qkv: Array, stored: tuple[Array, Array]) -> Array:
+    """Causal attention in float64 of one whole sequence [tokens, (heads + 2 kv_heads) · size] over the stored K, V."""
     tokens = len(qkv)
-    parts = qkv.reshape(tokens, g.heads + 2 * g.kv_heads, g.size)
     positions = np.arange(tokens)
-    stored = np.float16 if g.half else np.float32
-    q = g.rotate(parts[:, : g.heads].astype(np.float64), positions)
-    k = g.rotate(parts[:, g.heads : -g.kv_heads], positions).astype(stored).astype(np.float64)
-    v = parts[:, -g.kv_heads :].astype(stored).astype(np.float64)
-    k, v = (np.repeat(x, g.heads // g.kv_heads, axis=1) for x in (k, v))
+    q = g.rotate(qkv.reshape(tokens, -1, g.size)[:, : g.heads].astype(np.float64), positions)
+    k, v = (np.repeat(x, g.heads // g.kv_heads, axis=1) for x in stored)
     scores = np.einsum("qhd,khd->hqk", q, k) * g.scale
     scores[:, positions[:, None] < positions[None, :]] = -np.inf
     weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -141,12 +168,12 @@ def attention_reference(g: Geometry, qkv: Array) -> Array:
 
 
 geometries = st.builds(
-    lambda kv, group, size, page, half: Geometry(kv * group, kv, size, page, half),
+    lambda kv_heads, group, size, page, kv: Geometry(kv_heads * group, kv_heads, size, page, kv),
     st.integers(1, 3),
     st.integers(1, 5),
     st.sampled_from([32, 48, 64, 80, 128, 256]),
     st.sampled_from([16, 32, 64, 128]),
-    st.booleans(),
+    st.sampled_from(get_args(KvFormat)),
 )
 lengths = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 127, 128, 129, 255, 256, 257, 300]))
 cuts = st.lists(st.floats(0, 1), max_size=3)

@@ -44,7 +44,7 @@ ATTENTION: list[Change] = [
     ("keys", lambda a: a[..., :8], "16, 32, 64 or 128"),
     ("keys", lambda a: a[:, :, :31], "multiple of 16"),
     ("keys", lambda a: a[:, :1], "kv_num_heads"),
-    ("keys", lambda a: a.astype(np.float64), "float32 or float16"),
+    ("keys", lambda a: a.astype(np.float64), "float32, float16 or int8"),
     ("keys", lambda a: a.astype(np.float16), "element type"),
     ("values", lambda a: a[:-1], "value_cache"),
     ("values", lambda a: a[..., 0], "4 dimensions"),
@@ -74,6 +74,28 @@ def test_attention_refuses(name: str, change: Callable[[Array], Array], message:
     assert np.isnan(pool.keys).all()
     assert np.isnan(pool.values).all()
     pool.step([(rows, 0, [0])], threads=threads)  # the same session still works
+
+
+@pytest.mark.parametrize(
+    ("keys", "values", "message"),
+    [
+        ((np.int8, 36), (np.float32, 32), "element type"),
+        ((np.float32, 32), (np.int8, 36), "element type"),
+        ((np.int8, 32), (np.int8, 32), "multiple of 16"),
+        ((np.int8, 36), (np.int8, 32), "4 wider"),
+    ],
+)
+def test_attention_refuses_int8_caches_without_room_for_scales(
+    keys: tuple[type, int], values: tuple[type, int], message: str
+) -> None:
+    pool = Pool(Geometry(4, 2, 32, 16), 6)
+    caches = {
+        "keys": np.ones((6, 2, keys[1], 16), keys[0]),
+        "values": np.ones((6, 2, 16, values[1]), values[0]),
+    }
+    with pytest.raises((InvalidArgument, RuntimeException), match=message):
+        pool.step([(np.ones((2, 8 * 32), np.float32), 0, [0])], **caches)
+    assert all((cache == 1).all() for cache in caches.values())
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from native_operators import Array, Geometry, Pool, chunks, cuts, geometries, lengths, run, tokens
 
 from llmosd.runtime import native
+from llmosd.types import KvFormat
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -42,8 +43,9 @@ def test_attention(g: Geometry, length: int, fractions: list[float], threads: in
 
 
 @pytest.mark.parametrize("page_tokens", [16, 64, 128])
-def test_a_long_decode_split_between_threads(page_tokens: int) -> None:
-    g = Geometry(3, 1, 64, page_tokens, half=True, context=2048)
+@pytest.mark.parametrize("kv", ["float16", "int8"])
+def test_a_long_decode_split_between_threads(page_tokens: int, kv: KvFormat) -> None:
+    g = Geometry(3, 1, 64, page_tokens, kv, context=2048)
     qkv = tokens(g, 1101, np.random.default_rng(0))
     pool = Pool(g, -(-1101 // page_tokens))
     table: list[int] = []

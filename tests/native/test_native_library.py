@@ -85,7 +85,7 @@ def test_the_recipe_runs_by_path_without_the_package(tmp_path: Path) -> None:
 
 def test_sessions_share_the_process() -> None:
     """Two sessions with pools of their own, each run from several threads at once, do not disturb each other."""
-    geometries = [Geometry(9, 3, 64, 64, half=True), Geometry(4, 4, 128, 16)]
+    geometries = [Geometry(9, 3, 64, 64, kv="float16"), Geometry(4, 4, 128, 16)]
     rng = np.random.default_rng(0)
     inputs = [tokens(g, 200, rng) for g in geometries]
 

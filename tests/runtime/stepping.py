@@ -49,4 +49,4 @@ def prefill(model: PagedModel, tokens: Sequence[int], pages: Sequence[int], size
 def poison(model: PagedModel) -> None:
     """Fill the whole pool with NaN: what has not been written must not be read."""
     for pool in (*model.keys, *model.values):
-        pool.fill(np.nan)
+        pool.fill(np.nan if pool.dtype.kind == "f" else -1)  # as a float32 scale, four such bytes are NaN

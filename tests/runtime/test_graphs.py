@@ -17,7 +17,7 @@ from llmosd.runtime.graph.gather import GatherOperators
 from llmosd.runtime.graph.llama import Operators, build_llama
 from llmosd.runtime.graph.native import NativeOperators
 from llmosd.runtime.paged_model import Backend, PagedModel, choose_backend
-from llmosd.types import WeightFormat
+from llmosd.types import KvFormat, WeightFormat
 from tests.reference import Reference
 from tests.runtime import tiny
 from tests.runtime.stepping import Stream, poison, prefill, step
@@ -26,7 +26,9 @@ PAGES, PAGE_TOKENS = 24, 16
 VARIANTS = [("native", "file"), ("native", "float32"), ("gather", "file"), ("gather", "float32")]
 
 
-def load(path: Path, source: GgufFile, backend: Backend, weights: WeightFormat, threads: int = 2) -> PagedModel:
+def load(
+    path: Path, source: GgufFile, backend: Backend, weights: WeightFormat, *, kv_format: KvFormat = "float32"
+) -> PagedModel:
     graph = path.with_name(f"{backend}-{weights}.onnx")
     if not graph.exists():
         float32 = weights == "float32"
@@ -42,9 +44,9 @@ def load(path: Path, source: GgufFile, backend: Backend, weights: WeightFormat, 
         weights=weights,
         pages=PAGES,
         page_tokens=PAGE_TOKENS,
-        threads=threads,
+        threads=2,
         spin=False,
-        kv_format="float32",
+        kv_format=kv_format,
     )
 
 
@@ -136,6 +138,24 @@ def test_native_and_gather_agree(small: tuple[Path, GgufFile, Reference]) -> Non
     native, gather = (load(small[0], small[1], backend, "float32") for backend in ("native", "gather"))
     pages = [8, 1, 5, 3]
     np.testing.assert_allclose(prefill(native, prompt, pages, [7]), prefill(gather, prompt, pages, [40]), atol=1e-3)
+
+
+def test_int8_pages_cost_little_and_can_be_copied(small: tuple[Path, GgufFile, Reference]) -> None:
+    model = load(small[0], small[1], "native", "float32", kv_format="int8")
+    assert model.bytes_per_page == sum(pool[0].nbytes for pool in (*model.keys, *model.values))
+    poison(model)
+    prompt = tokens(60)
+    logits = prefill(model, prompt, [8, 1, 5, 3], [7])
+    expected = small[2].logits(prompt)
+    assert np.sqrt(np.mean((logits - expected) ** 2)) / expected.std() < 0.02
+    model.copy_page(3, 9)
+    original, copied = (step(model, [(Stream(prompt, [8, 1, 5, last], past=59), 1)])[0] for last in (3, 9))
+    np.testing.assert_array_equal(original, copied)
+
+
+def test_int8_pages_need_the_native_backend(small: tuple[Path, GgufFile, Reference]) -> None:
+    with pytest.raises(ModelError, match="int8 K and V need the native backend"):
+        load(small[0], small[1], "gather", "float32", kv_format="int8")
 
 
 def test_strict_needs_the_native_backend() -> None:

@@ -80,10 +80,11 @@ def _native(_settings: Config) -> Iterator[Finding]:
 
 
 def _backend(settings: Config) -> Iterator[Finding]:
-    from llmosd.runtime.paged_model import choose_backend
+    from llmosd.runtime.paged_model import check_kv_format, choose_backend
 
     try:
         backend, why = choose_backend(settings.backend, settings.strict)
+        check_kv_format(backend, settings.kv_format)
     except LlmosError as exc:
         yield Finding("backend", BAD, exc.message)
     else:

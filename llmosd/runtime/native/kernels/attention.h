@@ -33,11 +33,15 @@ inline T* page_of(void* pool, int32_t page, int kv_head, const AttentionCall& ca
   return static_cast<T*>(pool) + (int64_t(page) * call.kv_heads + kv_head) * page_elements<T>(call);
 }
 
-// Codes of one head's key or value; returns their scale. What is smaller than any key that matters becomes zero.
+// Codes of one head's key or value; returns their scale, which is NaN if an element is not finite. What is smaller than
+// any key that matters becomes zero.
 inline float quantise_head(const float* x, int size, int8_t* codes) {
-  F8 top = absolute(load(x));
-  for (int d = 8; d < size; d += 8) top = maximum(top, absolute(load(x + d)));
-  const float peak = largest(top);
+  F8 top = zero(), defect = zero();
+  for (int d = 0; d < size; d += 8) {
+    top = maximum(top, absolute(load(x + d)));
+    defect = fma(load(x + d), zero(), defect);
+  }
+  const float peak = largest(top) + sum(defect);
   const F8 inverse = broadcast(peak > 1e-30f ? 127.0f / peak : 0.0f);
   for (int d = 0; d < size; d += 8) store(codes + d, mul(load(x + d), inverse));
   return peak / 127.0f;
