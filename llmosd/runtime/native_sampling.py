@@ -24,6 +24,8 @@ class NativeSampler:
         self._reserve(rows=1, width=0)
 
     def draw_rows(self, rows: Row, streams: Sequence[Stream]) -> list[Draw | StepError]:
+        if not streams:  # an array without rows may have any strides
+            return []
         assert rows.shape[0] == len(streams) and rows.itemsize == rows.strides[1] == 4, "rows are not float32 [R, V]"
         self._reserve(len(streams), max((stream.sampling.logprobs or 0 for stream in streams), default=0))
         self._streams[: len(streams)] = [stream.address for stream in streams]

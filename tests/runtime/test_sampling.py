@@ -60,6 +60,10 @@ def drawn(sampler: Sampler, row: Row, stream: Stream) -> Draw:
     return draw
 
 
+def test_a_step_in_which_nothing_is_sampled_draws_nothing(sampler: Sampler) -> None:
+    assert sampler.draw_rows(np.empty((0, 300), np.float32)[:, :299], []) == []
+
+
 def stream(sampling: Sampling, prompt: list[int], output: list[int], choice: int = 0) -> Stream:
     made = Stream(SequenceStart(sequence=1, choice=choice, prompt=prompt, sampling=sampling))
     for token in output:
