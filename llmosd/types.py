@@ -108,6 +108,8 @@ class SequencePlan:
     """One sequence's part of a step: feed `tokens` at positions past … past+len−1, sample after the last if asked.
 
     `row` is the row of the kernel's page-table array that holds its pages; they cover past + len(tokens) positions.
+    The last `drafts` of the tokens are guesses of what sampling will give: it is done after the token before them and
+    goes on after each guess that was right.
     """
 
     sequence: SequenceId
@@ -115,6 +117,7 @@ class SequencePlan:
     tokens: Sequence[int]
     past: int
     sample: bool
+    drafts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,10 @@ class Plan:
     def query_tokens(self) -> int:
         return sum(len(s.tokens) for s in self.sequences)
 
+    @property
+    def drafts(self) -> int:
+        return sum(s.drafts for s in self.sequences)
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
@@ -155,7 +162,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class SequenceResult:
-    """What one sequence got from a step. `text` is safe to send: whole UTF-8, no part of a stop string."""
+    """What one sequence got from a step. `text` is safe to send: whole UTF-8, no part of a stop string.
+
+    One token where it was sampled, and one more for each guess that was right; all but the last are those guesses.
+    """
 
     sequence: SequenceId
     tokens: tuple[int, ...] = ()
@@ -272,7 +282,9 @@ class StepStats:
     now: Nanoseconds  # when it was committed
     sequences: int
     prefill_tokens: int
-    decode_tokens: int
+    decode_tokens: int  # without guesses
+    drafted: int  # tokens fed as guesses
+    accepted: int  # of them right
     context_tokens: int  # sum of past lengths
     plan_ns: Nanoseconds
     execute_ns: Nanoseconds
@@ -299,5 +311,7 @@ class KernelStats:
     preemptions: int
     prompt_tokens: int  # computed, recomputation included
     generated_tokens: int
+    drafted_tokens: int  # fed as guesses
+    accepted_tokens: int  # of them right
     policy: str
     requests: tuple[RequestView, ...] = field(default=())

@@ -161,6 +161,8 @@ class Loop:
             sequences=len(plan.sequences),
             prefill_tokens=prefill,
             decode_tokens=decode,
+            drafted=plan.drafts,
+            accepted=sum(max(0, len(outcome.tokens) - 1) for outcome in result.sequences),
             context_tokens=sum(part.past for part in plan.sequences),
             plan_ns=planned - began,
             execute_ns=executed - planned,
@@ -239,6 +241,7 @@ def _failed(plan: Plan, message: str) -> StepResult:
 
 
 def _fed(parts: tuple[SequencePlan, ...]) -> tuple[int, int]:
-    """(prefill, decode) tokens of a step; one token that is sampled from counts as decode."""
-    decode = sum(part.sample and len(part.tokens) == 1 for part in parts)
-    return sum(len(part.tokens) for part in parts) - decode, decode
+    """(prefill, decode) tokens of a step without guesses; one token that is sampled from counts as decode."""
+    fed = [len(part.tokens) - part.drafts for part in parts]
+    decode = sum(part.sample and tokens == 1 for part, tokens in zip(parts, fed, strict=True))
+    return sum(fed) - decode, decode

@@ -22,7 +22,8 @@ from llmosd.types import (
 class CostModel:
     """Step time = step + prefill·(tokens of prefill chunks) + decode·(decoding sequences) + context·(tokens read).
 
-    All in nanoseconds. A sequence that feeds one token counts as decoding; the context read is what it has in pages.
+    All in nanoseconds. A sequence that feeds one token counts as decoding, guesses behind it cost what prefill does;
+    the context read is what it has in pages.
     """
 
     step: float
@@ -31,7 +32,7 @@ class CostModel:
     context: float
 
     def step_time(self, plan: Plan) -> Nanoseconds:
-        decodes = sum(len(part.tokens) == 1 for part in plan.sequences)
+        decodes = sum(len(part.tokens) - part.drafts == 1 for part in plan.sequences)
         context = sum(part.past for part in plan.sequences)
         prefill = self.prefill * (plan.query_tokens - decodes)
         return round(self.step + prefill + self.decode * decodes + self.context * context)
@@ -81,5 +82,10 @@ class CostModelExecutor:
         if not part.sample:
             return SequenceResult(part.sequence)
         prompt, outputs, finish = self._known[part.sequence]
-        token = part.past + len(part.tokens) - prompt
-        return SequenceResult(part.sequence, (token,), finish=finish if token + 1 == outputs else None)
+        fed = len(part.tokens) - part.drafts
+        tokens = [part.past + fed - prompt]
+        for guess in part.tokens[fed:]:
+            if guess != tokens[-1] or guess + 1 == outputs:
+                break
+            tokens.append(guess + 1)
+        return SequenceResult(part.sequence, tuple(tokens), finish=finish if tokens[-1] + 1 == outputs else None)

@@ -14,6 +14,7 @@ from llmosd.system.pages import PagePool, PageTable
 from llmosd.system.policy import Policy
 from llmosd.system.request import Request, Sequence
 from llmosd.system.scheduler import Scheduler
+from llmosd.system.speculation import Speculation
 from llmosd.types import (
     ENDED,
     Accepted,
@@ -40,11 +41,12 @@ __all__ = ["Kernel", "Limits"]
 class Kernel:
     """Every accepted request ends finished unless cancelled or failed by an error of its own; never for memory."""
 
-    def __init__(self, limits: Limits, policy: Policy) -> None:
+    def __init__(self, limits: Limits, policy: Policy, speculation: Speculation | None = None) -> None:
         self.limits = limits
         self.policy = policy
         self._table = PageTable(PagePool(limits.pages), limits.slots, limits.columns, limits.page_tokens)
-        self._scheduler = Scheduler(limits, policy, self._table)
+        self._speculation = speculation
+        self._scheduler = Scheduler(limits, policy, self._table, self._speculation)
         self._requests: dict[RequestId, Request] = {}  # live ones only
         self._sequences: dict[SequenceId, Sequence] = {}  # of live requests
         self._in_flight: Plan | None = None
@@ -145,6 +147,8 @@ class Kernel:
         _validate_result(plan, result)
         self._in_flight = None
         self._advance(now)
+        if self._speculation is not None:
+            self._speculation.observe(plan, result)
         events, self._events = self._events, []
         for part, outcome in zip(plan.sequences, result.sequences, strict=True):
             sequence = self._sequences.get(part.sequence)
@@ -189,6 +193,8 @@ class Kernel:
             preemptions=self._scheduler.preemptions,
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._generated_tokens,
+            drafted_tokens=self._speculation.drafted if self._speculation else 0,
+            accepted_tokens=self._speculation.accepted if self._speculation else 0,
             policy=self.policy.name,
             requests=tuple(self.views()) if requests else (),
         )
@@ -218,7 +224,7 @@ class Kernel:
             return
         if not sequence.gained:
             self._prompt_tokens += len(part.tokens)
-        sequence.past += len(part.tokens)
+        sequence.past += len(part.tokens) - part.drafts + max(0, len(outcome.tokens) - 1)  # K and V of right guesses
         self._grow(sequence, outcome, events)
         if request.state is State.PREFILL and all(s.gained for s in request.live):
             self._scheduler.release_promise(request)
@@ -299,3 +305,11 @@ def _validate_result(plan: Plan, result: StepResult) -> None:
         advanced = outcome.tokens or outcome.finish is not None or outcome.error is not None
         if part.sample and not advanced:
             raise ValueError(f"sequence {part.sequence} was to be sampled, and neither grew nor ended")
+        if len(outcome.tokens) > 1 and not _continues(part, outcome):
+            raise ValueError(f"sequence {part.sequence} got tokens after one that it was not fed")
+
+
+def _continues(part: SequencePlan, outcome: SequenceResult) -> bool:
+    """Whether all its new tokens but the last are guesses it was fed, from the first one on."""
+    first = len(part.tokens) - part.drafts
+    return list(part.tokens[first:][: len(outcome.tokens) - 1]) == list(outcome.tokens[:-1])

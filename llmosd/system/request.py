@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from llmosd.system.lookup import Lookup
 from llmosd.types import (
     ENDED,
     FinishReason,
@@ -54,6 +55,7 @@ class Sequence:
     past: int = 0
     gained: int = 0
     started: bool = False  # the executor knows it
+    lookup: Lookup | None = None  # once its tokens are worth guessing
     finish: FinishReason | None = None
 
     @property

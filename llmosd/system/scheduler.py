@@ -19,12 +19,13 @@ No request is lost for want of pages, and the number of steps is bounded:
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmosd.system.limits import Limits
 from llmosd.system.pages import PageTable
 from llmosd.system.policy import Policy
 from llmosd.system.request import NO_ROW, Request, Sequence
+from llmosd.system.speculation import Speculation
 from llmosd.types import Nanoseconds, PageCopy, SequencePlan, SequenceStart, State, StateChanged
 
 
@@ -34,6 +35,7 @@ class Draft:
 
     left: int
     sequences: list[SequencePlan] = field(default_factory=list)
+    fed: list[Sequence] = field(default_factory=list)  # whose they are
     copies: list[PageCopy] = field(default_factory=list)
     started: list[SequenceStart] = field(default_factory=list)
     moved: list[StateChanged] = field(default_factory=list)
@@ -42,19 +44,22 @@ class Draft:
 class Scheduler:
     """Owns the running set; shares the queue (inside the policy) and the page table with the kernel."""
 
-    def __init__(self, limits: Limits, policy: Policy, table: PageTable) -> None:
+    def __init__(self, limits: Limits, policy: Policy, table: PageTable, speculation: Speculation | None) -> None:
         self.limits = limits
         self.policy = policy
         self.table = table
+        self.speculation = speculation
         self.pool = table.pool
         self.running: list[Request] = []  # in rank order
         self.preemptions = 0
 
     def build(self, now: Nanoseconds) -> Draft:
-        """Decodes first, one token each; what is left of the budget goes to prefill in rank order."""
+        """Decodes first, one token each; what is left of the budget goes to prefill in rank order, then to guesses."""
         draft = Draft(self.limits.token_budget)
         self._plan_decodes(draft, now)
         self._plan_prefills(draft, now)
+        if self.speculation is not None and draft.left:
+            self._add_guesses(draft, self.speculation)
         return draft
 
     def withdraw(self, request: Request) -> None:
@@ -181,6 +186,7 @@ class Scheduler:
             sequence.started = True
         tokens, sample = sequence.history(past, end), end == sequence.length
         draft.sequences.append(SequencePlan(sequence.id, row, tokens, past, sample))
+        draft.fed.append(sequence)
         draft.left -= end - past
 
     def _extend(self, sequence: Sequence, end: int) -> list[PageCopy]:
@@ -199,6 +205,20 @@ class Scheduler:
             self.table.fork(leader.row, sequence.row)
             sequence.past = leader.past
         request.forked = True
+
+    def _add_guesses(self, draft: Draft, speculation: Speculation) -> None:
+        """Feed guesses behind the decodes, which come first. They take places in pages that the decodes write to."""
+        decoding = [sequence for sequence in draft.fed if sequence.request.state is State.DECODE]
+        for place, guess in enumerate(speculation.guesses(decoding, self._room, draft.left)):
+            if guess:
+                part = draft.sequences[place]
+                draft.sequences[place] = replace(part, tokens=[*part.tokens, *guess], drafts=len(guess))
+                draft.left -= len(guess)
+
+    def _room(self, sequence: Sequence) -> int:
+        """Guesses for which its pages have place and which, all right, do not take it beyond max_tokens."""
+        places = self.table.pages(sequence.row) * self.limits.page_tokens - sequence.length
+        return min(places, sequence.request.max_tokens - len(sequence.tokens) - 1)
 
     # ---- giving back
 

@@ -74,7 +74,7 @@ class SymbolicExecutor:
             self.pages[copy.target] = list(self.pages[copy.source])
         written = [place for part in plan.sequences for place in self._write(part)]
         assert len(set(written)) == len(written), "two sequences write to one place"
-        states = [self._read(part) for part in plan.sequences]
+        states = [self._states(part) for part in plan.sequences]
         if plan.step in self.breaks:
             self.breaks.remove(plan.step)
             raise StepError("broken on purpose")
@@ -103,30 +103,41 @@ class SymbolicExecutor:
             places.append((page, slot))
         return places
 
-    def _read(self, part: SequencePlan) -> int:
+    def _states(self, part: SequencePlan) -> list[int]:
+        """What the pages hold after the last token of the history and after each guess."""
         known = self.known[part.sequence]
         history = [*known.start.prompt, *known.tokens]
-        end = part.past + len(part.tokens)
-        assert list(part.tokens) == history[part.past : end], "fed with something else than its history"
+        end = part.past + len(part.tokens) - part.drafts
+        fed = [*history[:end], *part.tokens[len(part.tokens) - part.drafts :]]
+        assert list(part.tokens) == fed[part.past :], "fed with something else than its history"
         assert part.sample == (end == len(history))
-        state = 0
-        for position, token in enumerate(history[:end]):
+        assert part.sample or not part.drafts
+        assert len(fed) < len(known.start.prompt) + known.start.sampling.max_tokens, "guesses beyond the end"
+        states = [0]
+        for position, token in enumerate(fed):
             page, slot = self._place(part.row, position)
-            state = fold(state, token)
-            assert self.pages[page][slot] == state, f"sequence {part.sequence} reads another history at {position}"
-        return state
+            states.append(fold(states[-1], token))
+            assert self.pages[page][slot] == states[-1], f"sequence {part.sequence} reads another history at {position}"
+        return states[end:]
 
-    def _sample(self, part: SequencePlan, state: int) -> SequenceResult:
+    def _sample(self, part: SequencePlan, states: list[int]) -> SequenceResult:
         if POISON in part.tokens:
             return SequenceResult(part.sequence, error="poison")
         if not part.sample:
             return SequenceResult(part.sequence)
         known = self.known[part.sequence]
+        tokens, finish = list[int](), None
+        guesses = [*part.tokens[len(part.tokens) - part.drafts :], None]
+        for state, guess in zip(states, guesses, strict=True):
+            tokens.append(choose(state, known.start.choice))
+            known.tokens.append(tokens[-1])
+            finish = self._finish(known)
+            if finish or tokens[-1] != guess:
+                break
+        return SequenceResult(part.sequence, tuple(tokens), "".join(f"<{token}>" for token in tokens), finish=finish)
+
+    def _finish(self, known: Known) -> FinishReason | None:
         sampling = known.start.sampling
-        known.tokens.append(choose(state, known.start.choice))
-        finish = None
         if known.tokens[-1] == STOP and not sampling.ignore_eos:
-            finish = FinishReason.STOP
-        elif len(known.tokens) == sampling.max_tokens:
-            finish = FinishReason.LENGTH
-        return SequenceResult(part.sequence, (known.tokens[-1],), f"<{known.tokens[-1]}>", finish=finish)
+            return FinishReason.STOP
+        return FinishReason.LENGTH if len(known.tokens) == sampling.max_tokens else None

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from llmosd.errors import ContextTooLong, QueueFull
 from llmosd.system.kernel import Limits
 from llmosd.system.policy import POLICIES
+from tests.system.clairvoyant import Clairvoyant
 from tests.system.symbolic import POISON
 from tests.system.world import World
 
@@ -50,10 +51,13 @@ class KernelMachine(RuleBasedStateMachine):
     """No rule has a precondition (it then does nothing), so that hypothesis wastes no examples."""
 
     @initialize(
-        limits=limits(), policy=st.sampled_from(sorted(POLICIES)), load=st.lists(shapes(), min_size=3, max_size=6)
+        limits=limits(),
+        policy=st.sampled_from(sorted(POLICIES)),
+        load=st.lists(shapes(), min_size=3, max_size=6),
+        sight=st.one_of(st.none(), st.tuples(st.integers(0, 99), st.sampled_from([0.0, 0.5, 0.9, 1.0]))),
     )
-    def boot(self, limits: Limits, policy: str, load: list[dict[str, Any]]) -> None:
-        self.world = World(limits, policy)
+    def boot(self, limits: Limits, policy: str, load: list[dict[str, Any]], sight: tuple[int, float] | None) -> None:
+        self.world = World(limits, policy, Clairvoyant(*sight) if sight else None)
         for shape in load:
             self.submit(shape, age=0)
 
@@ -97,6 +101,7 @@ class KernelMachine(RuleBasedStateMachine):
         if hasattr(self, "world"):
             self.world.drain()
             event(f"preemptions: {min(self.world.preemptions, 5)}")
+            event(f"right guesses: {self.world.kernel.stats(False).accepted_tokens > 0}")
 
 
 TestKernelMachine = KernelMachine.TestCase
@@ -108,12 +113,15 @@ TestKernelMachine.settings = settings(
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 @pytest.mark.parametrize("seed", range(6))
 def test_overload(policy: str, seed: int) -> None:
-    """More is asked for than the pool holds all the time; what is preempted computes again and ends as if alone."""
+    """More is asked for than the pool holds all the time; what is preempted computes again and ends as if alone.
+
+    Half the worlds guess, mostly right.
+    """
     random = Random(seed)
     slots = random.randint(4, 8)
     page_tokens = random.randint(1, 3)
     limits = Limits(slots, slots + random.randint(0, 16), 12, 40, page_tokens, 48 // page_tokens)
-    world = World(limits, policy)
+    world = World(limits, policy, Clairvoyant(seed, 0.8) if seed % 2 else None)
     for _ in range(120):
         if random.random() < 0.5:
             prompt, max_tokens = random.randint(1, 8), random.randint(4, 30)
@@ -128,3 +136,4 @@ def test_overload(policy: str, seed: int) -> None:
         world.step(random.randint(0, 1000))
     world.drain()
     assert world.preemptions > 2, "the load does not test what it is meant to"
+    assert (world.kernel.stats(False).accepted_tokens > 20) == (seed % 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from llmosd.errors import StepError
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import POLICIES
+from llmosd.system.speculation import Speculation
 from llmosd.types import Event, Plan, RequestSpec, Sampling, State
 from tests.system.oracle import Oracle
 from tests.system.symbolic import SymbolicExecutor
@@ -25,9 +26,11 @@ def make_limits(
 class World:
     """Time moves by `took` each step. Requests are named r0, r1, … in the order of submission."""
 
-    def __init__(self, limits: Limits | None = None, policy: str = "fcfs") -> None:
+    def __init__(
+        self, limits: Limits | None = None, policy: str = "fcfs", speculation: Speculation | None = None
+    ) -> None:
         self.limits = limits or make_limits()
-        self.kernel = Kernel(self.limits, POLICIES[policy]())
+        self.kernel = Kernel(self.limits, POLICIES[policy](), speculation)
         self.executor = SymbolicExecutor(self.kernel)
         self.oracle = Oracle(policy)
         self.now = 0

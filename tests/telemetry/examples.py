@@ -65,6 +65,8 @@ def stats(**changes: Any) -> KernelStats:
         preemptions=0,
         prompt_tokens=0,
         generated_tokens=0,
+        drafted_tokens=0,
+        accepted_tokens=0,
         policy="fcfs",
     )
     return replace(base, **changes)

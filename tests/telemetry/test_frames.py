@@ -81,7 +81,7 @@ def test_steps_and_their_overhead() -> None:
     frames = builder()
     for sequences in (1, 3):
         times = {"plan_ns": MILLISECOND, "execute_ns": 18 * MILLISECOND, "run_ns": 15 * MILLISECOND}
-        step = StepStats(1, SECOND, sequences, 0, sequences, 0, commit_ns=MILLISECOND, **times)
+        step = StepStats(1, SECOND, sequences, 0, sequences, 0, 0, 0, commit_ns=MILLISECOND, **times)
         frames.observe([], step)
     step_figures = build(frames, SECOND).step
     assert (step_figures.total, step_figures.batch_mean) == (2, 2)

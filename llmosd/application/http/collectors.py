@@ -31,6 +31,8 @@ class KernelCollector(Collector):
         yield self._gauge("llmos_pages_shared", "Pages that more than one sequence holds", stats.pages_shared)
         yield self._counter("vllm:num_preemptions", "Preemptions", stats.preemptions)
         yield self._counter("vllm:generation_tokens", "Generated tokens", stats.generated_tokens)
+        yield self._counter("llmos_speculation_drafted_tokens", "Tokens fed as guesses", stats.drafted_tokens)
+        yield self._counter("llmos_speculation_accepted_tokens", "Guesses that were right", stats.accepted_tokens)
         yield self._counter("llmos_prefill_tokens", "Prefilled tokens, recomputation included", stats.prompt_tokens)
         yield self._counter("llmos_requests_accepted", "Accepted requests", stats.accepted)
 

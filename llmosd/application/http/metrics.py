@@ -132,7 +132,8 @@ class Metrics:
             self._ttft.observe(_s(output.now - life.arrived))
             self._prompt_tokens.inc(life.prompt_tokens)
         if (last := life.last.get(output.choice)) is not None:
-            self._itl.observe(_s(output.now - last))
+            for _ in output.tokens:  # a step that brings several shares its time among them
+                self._itl.observe(_s(output.now - last) / len(output.tokens))
         life.last[output.choice] = output.now
 
     def _on_ended(self, life: _Life, view: RequestView, now: Nanoseconds) -> None:
@@ -150,7 +151,7 @@ class Metrics:
 
     def _on_step(self, step: StepStats) -> None:
         total = step.plan_ns + step.execute_ns + step.commit_ns
-        self._iteration.observe(step.prefill_tokens + step.decode_tokens)
+        self._iteration.observe(step.prefill_tokens + step.decode_tokens + step.accepted)
         self._step.observe(_s(total))
         self._run.inc(_s(step.run_ns))
         self._overhead.inc(_s(max(0, total - step.run_ns)))
