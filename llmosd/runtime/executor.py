@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable
+from itertools import accumulate
 
 from llmosd.errors import StepError
 from llmosd.runtime.detokenizer import Detokenizer
+from llmosd.runtime.distribution import Row
 from llmosd.runtime.native_sampling import best_sampler
 from llmosd.runtime.packing import Packer
 from llmosd.runtime.paged_model import PagedModel
@@ -31,7 +33,8 @@ from llmosd.types import (
 class OnnxExecutor:
     """An Executor over a paged model. One thread only.
 
-    A sequence's state advances only after the whole step was run and sampled, so a failed plan can be executed again.
+    A sequence's state advances only after the whole step was run, and sampling can fail but single sequences: so a
+    failed plan can be executed again.
     """
 
     def __init__(
@@ -49,8 +52,8 @@ class OnnxExecutor:
         """Raises StepError where the run failed; logits that are not finite end their own sequence only."""
         began = time.perf_counter_ns()
         self._prepare(plan)
-        draws, run_ns = self._run(plan.sequences, meanwhile)
-        results = tuple(self._result(part, draws.get(part.sequence)) for part in plan.sequences)
+        sampled, run_ns = self._run(plan.sequences, meanwhile)
+        results = tuple(sampled.get(part.sequence) or SequenceResult(part.sequence) for part in plan.sequences)
         return StepResult(plan.step, results, run_ns, time.perf_counter_ns() - began)
 
     def _prepare(self, plan: Plan) -> None:
@@ -63,8 +66,8 @@ class OnnxExecutor:
 
     def _run(
         self, parts: tuple[SequencePlan, ...], meanwhile: Callable[[], None]
-    ) -> tuple[dict[SequenceId, Draw | StepError], Nanoseconds]:
-        """Run all sequences and draw a token, or find an error, for each that is to be sampled."""
+    ) -> tuple[dict[SequenceId, SequenceResult], Nanoseconds]:
+        """Run all sequences and sample those that are to be."""
         if not parts:
             meanwhile()
             return {}, 0
@@ -75,19 +78,34 @@ class OnnxExecutor:
             packed.token_ids, packed.cumulative_lengths, packed.past_lengths, packed.page_table, packed.logit_rows
         )
         run_ns = time.perf_counter_ns() - began
-        sampled = [part for part in parts if part.sample]
-        streams = [self._stream(part) for part in sampled]
-        draws = self._sampler.draw_rows(logits[:, : self._vocab], streams)
-        return {part.sequence: draw for part, draw in zip(sampled, draws, strict=True)}, run_ns
+        return self._sample([part for part in parts if part.sample], logits[:, : self._vocab]), run_ns
 
-    def _stream(self, part: SequencePlan) -> Stream:
+    def _sample(self, parts: list[SequencePlan], logits: Row) -> dict[SequenceId, SequenceResult]:
+        """Draw the next token of all sequences, then the one after it of those whose guess was right, and so on.
+
+        What is drawn depends on the sequence's own history alone, so right guesses give the tokens that single steps
+        would have given.
+        """
+        results = dict[SequenceId, SequenceResult]()
+        rows = accumulate((part.drafts + 1 for part in parts), initial=0)
+        wave, ahead = list(zip(parts, rows, strict=False)), 0
+        while wave:
+            streams = [self._stream(part, ahead) for part, _ in wave]
+            draws = self._sampler.draw_rows(_take(logits, [row + ahead for _, row in wave]), streams)
+            for (part, _), draw in zip(wave, draws, strict=True):
+                result = self._result(part, draw)
+                results[part.sequence] = _join(results[part.sequence], result) if ahead else result
+            wave = [(part, row) for part, row in wave if _goes_on(part, results[part.sequence])]
+            ahead += 1
+        return results
+
+    def _stream(self, part: SequencePlan, ahead: int) -> Stream:
         stream = self._sequences[part.sequence].stream
-        assert stream.position == part.past + len(part.tokens), f"sequence {part.sequence} is sampled out of turn"
+        position = part.past + len(part.tokens) - part.drafts + ahead
+        assert stream.position == position, f"sequence {part.sequence} is sampled out of turn"
         return stream
 
-    def _result(self, part: SequencePlan, draw: Draw | StepError | None) -> SequenceResult:
-        if draw is None:
-            return SequenceResult(part.sequence)
+    def _result(self, part: SequencePlan, draw: Draw | StepError) -> SequenceResult:
         if isinstance(draw, StepError):
             return SequenceResult(part.sequence, error=draw.message)
         text, finish = self._sequences[part.sequence].accept(draw.token, self._tokenizer)
@@ -125,3 +143,22 @@ class _Sequence:
         if self._left == 0:
             return text + self._text.flush(), FinishReason.LENGTH
         return text, None
+
+
+def _goes_on(part: SequencePlan, result: SequenceResult) -> bool:
+    """Whether the last token drawn is the guess that was fed in its place, and not the sequence's last."""
+    ahead = len(result.tokens) - 1
+    return 0 <= ahead < part.drafts and not result.finish and result.tokens[ahead] == part.tokens[ahead - part.drafts]
+
+
+def _join(first: SequenceResult, then: SequenceResult) -> SequenceResult:
+    if then.error is not None:
+        return then
+    tokens, logprobs = first.tokens + then.tokens, first.logprobs + then.logprobs
+    return SequenceResult(first.sequence, tokens, first.text + then.text, logprobs, then.finish)
+
+
+def _take(logits: Row, rows: list[int]) -> Row:
+    """These rows, rising; without a copy where they are neighbours."""
+    together = rows[-1] - rows[0] == len(rows) - 1
+    return logits[rows[0] : rows[-1] + 1] if together else logits[rows]

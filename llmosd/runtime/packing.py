@@ -38,7 +38,7 @@ class Packer:
         """Arrays that the next call may overwrite."""
         ends = list(accumulate(len(part.tokens) for part in parts))
         longest = max(part.past + len(part.tokens) for part in parts)
-        logit_rows = [end - 1 for part, end in zip(parts, ends, strict=True) if part.sample]
+        logit_rows = [row for part, end in zip(parts, ends, strict=True) for row in _logit_rows(part, end)]
         packed = self._arrays((ends[-1], len(parts), -(-longest // self._page_tokens), len(logit_rows)))
         packed.token_ids[:] = list(chain.from_iterable(part.tokens for part in parts))
         packed.cumulative_lengths[1:] = ends
@@ -51,3 +51,8 @@ class Packer:
         if sizes != self._sizes:
             self._packed, self._sizes = Packed(*sizes), sizes
         return self._packed
+
+
+def _logit_rows(part: SequencePlan, end: int) -> range:
+    """Of its rows, which end before `end`, the last one if it is sampled, and those before guesses."""
+    return range(end - part.drafts - part.sample, end)

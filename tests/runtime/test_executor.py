@@ -19,6 +19,7 @@ from llmosd.runtime.paged_model import PagedModel, choose_backend
 from llmosd.runtime.tokenizer import Tokenizer
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import POLICIES
+from llmosd.system.speculation import Speculation
 from llmosd.types import Ended, FinishReason, Output, Plan, RequestSpec, RequestView, Sampling, StepResult, TokenLogprob
 
 PAGES, PAGE_TOKENS = 400, 16
@@ -64,12 +65,13 @@ class House:
     paged: PagedModel
     tokenizer: Tokenizer
     limits: Limits
+    speculation: Speculation | None = None
     told: dict[tuple[str, int], Told] = field(default_factory=dict)
     ended: dict[str, RequestView] = field(default_factory=dict)
     results: list[StepResult] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.kernel = Kernel(self.limits, POLICIES["fcfs"]())
+        self.kernel = Kernel(self.limits, POLICIES["fcfs"](), self.speculation)
         self.executor = OnnxExecutor(
             self.paged, self.tokenizer, self.kernel.page_table, self.kernel.rows, self.kernel.columns
         )
