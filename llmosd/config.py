@@ -54,7 +54,12 @@ class Config:
     mqtt_port: int = _option(1883, "port of the broker the daemon starts; 0 takes any free one", range_=PORT)
     node: str = _option(default_node, "name of this machine in MQTT topics")
     model: str = _option("smollm2-135m-instruct", "model to serve")
-    backend: str = _option("auto", "native operators or pure ONNX gather", choices=("auto", "native", "gather"))
+    device: str = _option(
+        "auto", "where the model runs: a GPU if it can, else the CPU", choices=("auto", "cpu", "cuda")
+    )
+    backend: str = _option(
+        "auto", "native operators or pure ONNX gather, on the CPU", choices=("auto", "native", "gather")
+    )
     weights: WeightFormat = _option("file", "weights as in the model's file, or float32", choices=("file", "float32"))
     kv_format: KvFormat = _option(
         "float16",
@@ -67,7 +72,9 @@ class Config:
     slots: int = _option(32, "sequences that run at once", range_=POSITIVE)
     token_budget: int = _option(256, "tokens of one engine step, shared by prefill and decode", range_=POSITIVE)
     pages: int = _option(0, "pages in the KV pool; 0 sizes it from free memory", range_=COUNT)
-    page_tokens: int = _option(64, "tokens a page holds", choices=("16", "32", "64", "128"))
+    page_tokens: int = _option(
+        0, "tokens a page holds; 0 is what suits the device", choices=("0", "16", "32", "64", "128", "256")
+    )
     context: int = _option(0, "tokens a sequence may have; 0 is what the model was trained for", range_=COUNT)
     policy: str = _option("fcfs", "order of the queue", choices=("fcfs", "priority"))
     queue_limit: int = _option(1024, "requests that may wait", range_=POSITIVE)

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from llmosd.config import Config
 from llmosd.errors import ConfigError
-from llmosd.hardware import memory, processors
+from llmosd.hardware import gpus, memory, processors
 from llmosd.prediction.formulas import amdahl, fit_amdahl
 from llmosd.runtime import importer, scaling
+from llmosd.runtime.backend import best_page_tokens
+from llmosd.runtime.device import choose_device
 from llmosd.runtime.executor import OnnxExecutor
 from llmosd.runtime.fetch import Progress
 from llmosd.runtime.geometry import Geometry
@@ -29,6 +31,7 @@ class Blueprint:
     model: InstalledModel
     backend: Backend
     why: str  # this backend
+    device: str  # and why
     threads: int
     limits: Limits
     amdahl: Amdahl
@@ -56,13 +59,24 @@ class Blueprint:
 
 def draw(config: Config, model: InstalledModel, progress: Progress) -> Blueprint:
     """Blocking: builds the graph and times the threads where that is still to do. Raises ConfigError, ModelError."""
-    backend, why = choose_backend(config.backend, config.strict)
+    backend, why, device = _place(config)
     check_kv_format(backend, config.kv_format)
-    limits = _limits(config, model.geometry)
+    limits = _limits(config, model.geometry, backend)
     importer.ensure_graph(model, backend, config.weights, progress)
-    cores = processors.usable_cores()
-    speed_up = measured_amdahl(model, backend, cores, progress)
-    return Blueprint(config, model, backend, why, config.threads or cores, limits, speed_up)
+    if backend == "cuda":
+        cores, speed_up = 1, Amdahl(why="steps run on the GPU")
+    else:
+        cores = processors.usable_cores()
+        speed_up = measured_amdahl(model, backend, cores, progress)
+    return Blueprint(config, model, backend, why, device, config.threads or cores, limits, speed_up)
+
+
+def _place(config: Config) -> tuple[Backend, str, str]:
+    """(backend, why, device and why)."""
+    device, reason = choose_device(config)
+    if device == "cuda":
+        return "cuda", reason, f"{device}: {reason}"
+    return *choose_backend(config.backend, config.strict), f"{device}: {reason}"
 
 
 def measured_amdahl(model: InstalledModel, backend: Backend, cores: int, progress: Progress) -> Amdahl:
@@ -81,14 +95,16 @@ def measured_amdahl(model: InstalledModel, backend: Backend, cores: int, progres
     )
 
 
-def _limits(config: Config, geometry: Geometry) -> Limits:
-    """A pool of `pages` 0 has what all slots can fill, or half of the free memory, whichever is less."""
+def _limits(config: Config, geometry: Geometry, backend: Backend) -> Limits:
+    """A pool of `pages` 0 has what all slots can fill, or half of the device's free memory, whichever is less."""
+    page_tokens = config.page_tokens or best_page_tokens(backend, geometry)
     context = config.context or geometry.context
     if context > geometry.context:
         raise ConfigError(f"context {context} exceeds the model's {geometry.context} tokens", param="context")
-    wanted = config.slots * -(-context // config.page_tokens)
-    fitting = pages_that_fit(geometry, config.page_tokens, memory.for_pool(), config.kv_format)
-    most = pages_that_fit(geometry, config.page_tokens, memory.available(), config.kv_format)
+    wanted = config.slots * -(-context // page_tokens)
+    free = _free_on_gpu() if backend == "cuda" else memory.available()
+    fitting = pages_that_fit(geometry, page_tokens, int(free * memory.POOL_SHARE), config.kv_format)
+    most = pages_that_fit(geometry, page_tokens, free, config.kv_format)
     if config.pages > most:
         raise ConfigError(f"pages is {config.pages}; free memory has room for {most}", param="pages")
     return Limits(
@@ -96,6 +112,11 @@ def _limits(config: Config, geometry: Geometry) -> Limits:
         token_budget=config.token_budget,
         queue_limit=config.queue_limit,
         context=context,
-        page_tokens=config.page_tokens,
+        page_tokens=page_tokens,
         pages=config.pages or min(wanted, fitting),
     )
+
+
+def _free_on_gpu() -> int:
+    card = gpus.first_card()
+    return card.memory_free if card else 0

@@ -110,7 +110,7 @@ class Daemon:
     async def _live_with(self, model: InstalledModel, listener: socket.socket, signals: StopSignals) -> None:
         config = self._config
         plan = await asyncio.to_thread(blueprint.draw, config, model, _log_progress)
-        self._record = replace(self._record, backend=plan.backend)
+        self._record = replace(self._record, backend=plan.backend, device=plan.device)
         store = await Store.open(config.database)
         try:
             await self._build(plan, store)
@@ -140,7 +140,7 @@ class Daemon:
         self._server = HttpServer(self._app(plan))
         offer_metrics(self._metrics, self._lag, self._bus, store)
         await asyncio.to_thread(self._engine.start)
-        log.info("%s on %s: %s; %s", config.model, plan.backend, plan.why, plan.limits)
+        log.info("%s on %s, %s: %s; %s", config.model, plan.device, plan.backend, plan.why, plan.limits)
 
     def _app(self, plan: Blueprint) -> Starlette:
         model = Model(self._config.model, plan.limits.context, int(plan.model.record.imported_at))

@@ -34,6 +34,7 @@ class Record:
     db: str = ""
     model: str = ""
     backend: str = ""
+    device: str = ""  # and why
     log: str = ""
     started_at: float = 0.0
     error: str = ""

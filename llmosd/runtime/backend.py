@@ -6,14 +6,21 @@ from typing import Literal
 
 from llmosd.errors import ModelError
 from llmosd.runtime import native
+from llmosd.runtime.geometry import Geometry
+from llmosd.runtime.graph import cuda
 from llmosd.types import KvFormat, WeightFormat
 
-Backend = Literal["native", "gather"]
+Backend = Literal["native", "gather", "cuda"]
 
 
 def variant_name(backend: Backend, weights: WeightFormat) -> str:
-    """Directory of the graph that serves a backend: `native`, `native-float32`, `gather` or `gather-float32`."""
+    """Directory of the graph that serves a backend: its name, with `-float32` where weights are expanded."""
     return backend if weights == "file" else f"{backend}-{weights}"
+
+
+def best_page_tokens(backend: Backend, geometry: Geometry) -> int:
+    """The page size at which a backend's attention is fastest."""
+    return cuda.best_page_tokens(geometry) if backend == "cuda" else 64
 
 
 def choose_backend(wanted: str, strict: bool) -> tuple[Backend, str]:
@@ -38,3 +45,5 @@ def check_kv_format(backend: Backend, kv_format: KvFormat) -> None:
     """Raises ModelError for K and V that a backend cannot read."""
     if backend == "gather" and kv_format == "int8":
         raise ModelError("int8 K and V need the native backend: ONNX Runtime's own operators read float16 and float32")
+    if backend == "cuda" and kv_format != "float16":
+        raise ModelError(f"K and V in {kv_format} are for the CPU: the graph for CUDA reads float16")

@@ -1,11 +1,10 @@
-"""What the gather graph leaves to the host: checking its pages before a run, storing its K and V rows after."""
+"""What the gather graph leaves to the host: storing the K and V rows of a run."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmosd.errors import StepError
 from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.page_pool import HostPool
 from llmosd.runtime.session import BoundSession
@@ -15,24 +14,12 @@ F32 = NDArray[np.float32]
 
 
 class HostRows:
-    """The rows of one run at a time: `check`, `bind`, the run, `store`."""
+    """The rows of one run at a time: `bind`, the run, `store`."""
 
     def __init__(self, geometry: Geometry, pool: HostPool) -> None:
         self._geometry = geometry
         self._pool = pool
         self._rows: list[tuple[F32, F32]] = []  # keys and values of each layer
-
-    def check(self, cumulative: Int32, past: Int32, table: Int32) -> None:
-        """Raises StepError where a sequence needs a page that its row of the table or the pool does not have."""
-        ends = past + np.diff(cumulative)
-        used = -(-ends // self._pool.page_tokens)
-        if used.max(initial=0) > table.shape[1]:
-            raise StepError(
-                f"a sequence of {ends.max()} tokens needs {used.max()} pages of {table.shape[1]} in its row"
-            )
-        named = table[np.arange(table.shape[1]) < used[:, None]]
-        if named.size and (named.min() < 0 or named.max() >= self._pool.pages):
-            raise StepError(f"the page table names a page outside 0 … {self._pool.pages - 1}")
 
     def bind(self, session: BoundSession, tokens: int) -> None:
         shape = (tokens, self._geometry.kv_heads, self._geometry.head_dim)

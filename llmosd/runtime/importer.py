@@ -16,6 +16,7 @@ from llmosd.runtime import fetch
 from llmosd.runtime.catalogue import Manifest, manifest
 from llmosd.runtime.fetch import Progress
 from llmosd.runtime.gguf_reader import GgufFile
+from llmosd.runtime.graph.cuda import CudaOperators
 from llmosd.runtime.graph.gather import GatherOperators
 from llmosd.runtime.graph.llama import Operators, build_llama
 from llmosd.runtime.graph.native import NativeOperators
@@ -130,8 +131,7 @@ def _build_graph(
 ) -> None:
     """Write, check and verify one graph in a new directory, then stamp it."""
     directory.mkdir(parents=True)
-    float32 = weights == "float32"
-    operators: Operators = NativeOperators(float32=float32) if backend == "native" else GatherOperators(float32=float32)
+    operators = _operators(backend, float32=weights == "float32")
     graph, size, layers = directory / "model.onnx", wanted.source.bytes, gguf.geometry.layers
     build_llama(gguf, operators, graph, lambda done: progress("build", size * done // layers, size))
     progress("check", 0, size)
@@ -140,6 +140,12 @@ def _build_graph(
     stamp = GraphStamp(format=GRAPH_FORMAT, files={path.name: sha256(path) for path in directory.iterdir()})
     _write_json(directory / "graph.json", stamp)
     progress("check", size, size)
+
+
+def _operators(backend: Backend, *, float32: bool) -> Operators:
+    if backend == "cuda":
+        return CudaOperators()
+    return NativeOperators(float32=float32) if backend == "native" else GatherOperators(float32=float32)
 
 
 def _is_current(directory: Path) -> bool:

@@ -19,6 +19,7 @@ VARIANTS: tuple[tuple[Backend, WeightFormat], ...] = (
     ("native", "float32"),
     ("gather", "file"),
     ("gather", "float32"),
+    ("cuda", "file"),
 )
 
 

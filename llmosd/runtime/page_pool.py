@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llmosd.errors import StepError
 from llmosd.runtime.geometry import Geometry
 from llmosd.types import KvFormat
 
+Int32 = NDArray[np.int32]
 SCALE_BYTES = 4
 
 
@@ -30,6 +32,38 @@ def pages_that_fit(geometry: Geometry, page_tokens: int, memory_bytes: int, kv_f
     return memory_bytes // bytes_per_page(geometry, page_tokens, kv_format)
 
 
+def check_pages(pool: Pool, cumulative: Int32, past: Int32, table: Int32) -> None:
+    """For operators that do not look: raises StepError where a sequence needs a page that is not there.
+
+    That is one beyond its row of the table, or one that is not in the pool.
+    """
+    ends = past + np.diff(cumulative)
+    used = -(-ends // pool.page_tokens)
+    if used.max(initial=0) > table.shape[1]:
+        raise StepError(f"a sequence of {ends.max()} tokens needs {used.max()} pages of {table.shape[1]} in its row")
+    named = table[np.arange(table.shape[1]) < used[:, None]]
+    if named.size and (named.min() < 0 or named.max() >= pool.pages):
+        raise StepError(f"the page table names a page outside 0 … {pool.pages - 1}")
+
+
+class Pool(Protocol):
+    """The pages of a model, `pages` of `page_tokens` tokens each, wherever they lie."""
+
+    pages: int
+    page_tokens: int
+    keys: list[Any]  # by layer; as the graph sees them
+    values: list[Any]
+
+    def inputs(self) -> Iterator[tuple[str, Any]]:
+        """The graph's inputs that the pool is, by name."""
+
+    def copy_page(self, source: int, target: int) -> None:
+        """K and V of all layers of one page to another."""
+
+    def clear(self) -> None:
+        """Let go of the memory."""
+
+
 class HostPool:
     """Pages in numpy arrays: keys [P, KH, D, S] and values [P, KH, S, D] for each layer.
 
@@ -47,17 +81,14 @@ class HostPool:
         ]
 
     def inputs(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        """The graph's inputs that the pool is, by name."""
         for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
             yield f"key_cache.{layer}", keys
             yield f"value_cache.{layer}", values
 
     def copy_page(self, source: int, target: int) -> None:
-        """K and V of all layers of one page to another."""
         for _, array in self.inputs():
             array[target] = array[source]
 
     def clear(self) -> None:
-        """Let go of the memory."""
         self.keys.clear()
         self.values.clear()

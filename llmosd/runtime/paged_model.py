@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from llmosd.errors import ModelError
 from llmosd.runtime.backend import Backend, check_kv_format, choose_backend, variant_name
+from llmosd.runtime.device_pool import DevicePool, attention_metadata
 from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.host_rows import HostRows
 from llmosd.runtime.installed import InstalledModel
-from llmosd.runtime.page_pool import HostPool, bytes_per_page, pages_that_fit
+from llmosd.runtime.page_pool import HostPool, Pool, bytes_per_page, check_pages, pages_that_fit
 from llmosd.runtime.session import BoundSession, open_session
 from llmosd.types import KvFormat, WeightFormat
 
@@ -45,12 +46,18 @@ class PagedModel:
         self.weights: WeightFormat = weights
         self.kv_format: KvFormat = kv_format
         self.pages, self.page_tokens, self.threads = pages, page_tokens, threads
-        self._session = BoundSession(open_session(graph, backend, kv_format, threads, spin), geometry.vocab)
-        self._pool = HostPool(geometry, pages=pages, page_tokens=page_tokens, kv_format=kv_format)
+        session = open_session(graph, backend, kv_format, threads, spin)
+        self._session = BoundSession(session, geometry.vocab, copies=backend == "cuda")
+        self._pool: Pool
+        self._rows: HostRows | None = None
+        if backend == "cuda":
+            self._pool = DevicePool(geometry, pages=pages, page_tokens=page_tokens, device="cuda")
+        else:
+            self._pool = host = HostPool(geometry, pages=pages, page_tokens=page_tokens, kv_format=kv_format)
+            self._rows = HostRows(geometry, host) if backend == "gather" else None
         self.keys, self.values = self._pool.keys, self._pool.values  # by layer; in place, as the graph sees them
         for name, array in self._pool.inputs():
             self._session.bind(name, array)
-        self._rows = HostRows(geometry, self._pool) if backend == "gather" else None
 
     @classmethod
     def load(
@@ -94,9 +101,12 @@ class PagedModel:
         past_lengths[b] on, in the pages that row b of `page_table` names. Its K and V are in the pool afterwards.
         The result is a view into a buffer that the next run overwrites. Raises StepError with the operator's words.
         """
+        if self.backend != "native":
+            check_pages(self._pool, cumulative_lengths, past_lengths, page_table)
         if self._rows:
-            self._rows.check(cumulative_lengths, past_lengths, page_table)
             self._rows.bind(self._session, len(token_ids))
+        if self.backend == "cuda":
+            self._session.bind("attention_metadata", attention_metadata(cumulative_lengths, past_lengths))
         self._session.bind("token_ids", token_ids)
         self._session.bind("cumulative_lengths", cumulative_lengths)
         self._session.bind("past_lengths", past_lengths)

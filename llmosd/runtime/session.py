@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -15,11 +15,13 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from llmosd.errors import ModelError, StepError
 from llmosd.runtime import native
 from llmosd.runtime.backend import Backend
+from llmosd.runtime.device import providers
 from llmosd.runtime.graph.builder import LLMOS
 from llmosd.runtime.page_pool import width
 from llmosd.types import KvFormat
 
 F32 = NDArray[np.float32]
+Bindable: TypeAlias = NDArray[Any] | ort.OrtValue
 
 SPIN_US = 20
 """How long a thread looks for its next piece of work before it sleeps: longer than the gaps between operators, and so
@@ -30,6 +32,7 @@ _RUN_ERRORS = (
     ort_errors.RuntimeException,
     ort_errors.InvalidArgument,
     ort_errors.EPFail,
+    ort_errors.NotImplemented,
     RuntimeError,
 )
 KV_ELEMENTS: dict[KvFormat, int] = {
@@ -41,21 +44,27 @@ _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class BoundSession:
-    """Memory that was bound is used in place and must not move; the session keeps it alive."""
+    """Memory of the session's own device is used in place and must not move; the session keeps it alive.
 
-    def __init__(self, session: ort.InferenceSession, vocab: int) -> None:
+    With `copies` the device is not the host's: arrays are copied there as they are bound, so that what is in them
+    counts at that moment.
+    """
+
+    def __init__(self, session: ort.InferenceSession, vocab: int, *, copies: bool) -> None:
+        self._copies = copies
         self.inference = session
         self._binding = session.io_binding()
-        self._bound: dict[str, NDArray[Any]] = {}
+        self._bound: dict[str, Bindable] = {}
         self._memory: F32 = np.empty((0, vocab), np.float32)  # of logits
         self._logits: F32 | None = None
 
-    def bind(self, name: str, array: NDArray[Any]) -> None:
-        """Bind an array's own memory as an input; an array that is bound already is left alone."""
-        if self._bound.get(name) is not array:
-            array = np.ascontiguousarray(array)
-            self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-            self._bound[name] = array
+    def bind(self, name: str, value: Bindable) -> None:
+        """Bind an input; an array that is bound already and used in place is left alone."""
+        if self._copies or self._bound.get(name) is not value:
+            if isinstance(value, np.ndarray):
+                value = np.ascontiguousarray(value)
+            self._binding.bind_ortvalue_input(name, _ort_value(value))
+            self._bound[name] = value
 
     def bind_output(self, name: str, array: NDArray[Any]) -> None:
         self._binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
@@ -72,6 +81,8 @@ class BoundSession:
     def run(self) -> None:
         """Raises StepError with the words of the operator that failed."""
         try:
+            if self._copies:
+                self._binding.synchronize_inputs()
             self.inference.run_with_iobinding(self._binding)
         except _RUN_ERRORS as error:
             raise StepError(f"the step failed: {error}") from error
@@ -96,9 +107,13 @@ def open_session(graph: Path, backend: Backend, kv_format: KvFormat, threads: in
         native.register(options)
     try:
         model = _specialised(graph, kv_format, threads)
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, options, providers("cuda" if backend == "cuda" else "cpu"))
     except (OSError, *_RUN_ERRORS) as error:
         raise ModelError(f"{graph} cannot be loaded: {error}") from error
+
+
+def _ort_value(value: Bindable) -> ort.OrtValue:
+    return ort.OrtValue.ortvalue_from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
 def _specialised(graph: Path, kv_format: KvFormat, threads: int) -> bytes:

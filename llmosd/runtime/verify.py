@@ -12,26 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmosd.errors import ModelError
+from llmosd.runtime.backend import best_page_tokens
 from llmosd.runtime.catalogue import Golden
 from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.paged_model import Backend, PagedModel
 from llmosd.types import WeightFormat
 
-PAGE_TOKENS = 64
 TOLERANCE: dict[WeightFormat, float] = {"float32": 1e-3, "file": 0.5}  # logits; near ties may turn by the second
 
 
 def verify_graph(graph: Path, geometry: Geometry, golden: Golden, *, backend: Backend, weights: WeightFormat) -> float:
     """The worst golden token's distance from the best; raises ModelError where it is more than the tolerance."""
     tokens = len(golden.prompt) + len(golden.continuation)
-    pages = -(-tokens // PAGE_TOKENS)
+    page_tokens = best_page_tokens(backend, geometry)
     model = PagedModel(
         graph,
         geometry,
         backend=backend,
         weights=weights,
-        pages=pages,
-        page_tokens=PAGE_TOKENS,
+        pages=-(-tokens // page_tokens),
+        page_tokens=page_tokens,
         threads=1,
         spin=False,
         kv_format="float32" if weights == "float32" else "float16",

@@ -79,6 +79,17 @@ def _native(_settings: Config) -> Iterator[Finding]:
         yield Finding("compiler", GOOD if status.available else NOTE, str(exc))
 
 
+def _device(settings: Config) -> Iterator[Finding]:
+    from llmosd.runtime.device import choose_device
+
+    try:
+        device, why = choose_device(settings)
+    except LlmosError as exc:
+        yield Finding("device", BAD, exc.message)
+    else:
+        yield Finding("device", GOOD, f"{device}: {why}")
+
+
 def _backend(settings: Config) -> Iterator[Finding]:
     from llmosd.runtime.paged_model import check_kv_format, choose_backend
 
@@ -145,7 +156,7 @@ def _gpu(_settings: Config) -> Iterator[Finding]:
 
     cards = HostProbe().sample().gpus
     names = ", ".join(f"{card.name} ({decimal(card.memory_total)})" for card in cards)
-    yield Finding("gpu", GOOD, f"{names}; not used by this version" if cards else "none that NVIDIA's driver reports")
+    yield Finding("gpu", GOOD, names or "none that NVIDIA's driver reports")
 
 
 CHECKS: tuple[Callable[[Config], Iterator[Finding]], ...] = (
@@ -153,6 +164,7 @@ CHECKS: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     _home,
     _onnxruntime,
     _native,
+    _device,
     _backend,
     _model,
     _broker,

@@ -20,6 +20,8 @@ INT8_ACTIVATIONS = 4  # accuracy_level of MatMulNBits
 class GatherOperators:
     """`float32` expands all weights, else 4-bit and 8-bit blocks are multiplied as they are in the file."""
 
+    token_major = False
+
     def __init__(self, *, float32: bool) -> None:
         self._float32 = float32
         self.kv_element: int = TensorProto.FLOAT if float32 else TensorProto.FLOAT16
@@ -44,6 +46,9 @@ class GatherOperators:
         graph.node("Split", [gate_up], outputs=[gate, up], axis=1, num_outputs=2)
         silu = graph.node("Mul", [gate, graph.node("Sigmoid", [gate])])
         return graph.node("Mul", [silu, up])
+
+    def widen(self, graph: GraphBuilder, value: str) -> str:
+        return value
 
     def _affine(self, graph: GraphBuilder, value: str, matrix: Affine4, name: str) -> str:
         """Σ (d·q + m)·x = Σ d·(q − 8)·x + (m + 8d)·Σx by block: the fast kernel's fixed zero point, made exact.

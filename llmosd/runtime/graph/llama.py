@@ -1,9 +1,10 @@
 """The Llama architecture as one ONNX graph over packed, ragged tokens.
 
 Inputs are the same for every variant: `token_ids` [T], `cumulative_lengths` [B+1], `past_lengths` [B],
-`page_table` [B, MP], `logit_rows` [R], and the page pools `key_cache.i` [P, KH, D, S], `value_cache.i` [P, KH, S, D]
-of each layer. Output `logits` [R, vocab]. Tokens of all sequences lie one after the other, so chunks of prompts and
-single decode tokens mix in one run. How a matrix is multiplied and how attention reads the pool is up to `Operators`.
+`page_table` [B, MP], `logit_rows` [R], and the page pools of each layer: `key_cache.i` [P, KH, D, S] and
+`value_cache.i` [P, KH, S, D], or both [P, S, KH, D] where operators are `token_major`. Output `logits` [R, vocab].
+Tokens of all sequences lie one after the other, so chunks of prompts and single decode tokens mix in one run. How a
+matrix is multiplied and how attention reads the pool is up to `Operators`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from onnx import TensorProto
 
 from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.gguf_reader import GgufFile
-from llmosd.runtime.graph.builder import MICROSOFT, GraphBuilder
+from llmosd.runtime.graph.builder import MICROSOFT, GraphBuilder, Shape
 from llmosd.runtime.weights import BLOCK, F32, Matrix, Symmetric8
 
 
@@ -25,6 +26,7 @@ class Operators(Protocol):
     """One way of doing the costly parts. Values are named; `name` is unique to the weight or layer."""
 
     kv_element: int  # ONNX element type of the page pools; UNDEFINED where the operator takes several
+    token_major: bool  # pages hold token after token, not head after head
 
     def prepare(self, graph: GraphBuilder, geometry: Geometry, rotary: tuple[F32, F32]) -> None:
         """Called once, after the inputs exist and before anything else."""
@@ -35,12 +37,15 @@ class Operators(Protocol):
 
     def swiglu(self, graph: GraphBuilder, gate_up: str) -> str: ...
 
+    def widen(self, graph: GraphBuilder, value: str) -> str:
+        """The float32 of what `linear` gave."""
+
 
 def build_llama(source: GgufFile, operators: Operators, path: Path, on_layer: Callable[[int], None]) -> None:
     """Write the graph to `path` and its weights beside it. `on_layer` hears how many layers are done."""
     graph = GraphBuilder(path)
     try:
-        _inputs(graph, source.geometry, operators.kv_element)
+        _inputs(graph, source.geometry, operators)
         operators.prepare(graph, source.geometry, source.rotary_tables())
         _network(graph, source, operators, on_layer)
         graph.save()
@@ -48,16 +53,18 @@ def build_llama(source: GgufFile, operators: Operators, path: Path, on_layer: Ca
         graph.close()
 
 
-def _inputs(graph: GraphBuilder, geometry: Geometry, kv_element: int) -> None:
+def _inputs(graph: GraphBuilder, geometry: Geometry, operators: Operators) -> None:
     graph.input("token_ids", TensorProto.INT64, ["T"])
     graph.input("cumulative_lengths", TensorProto.INT32, ["B_plus_1"])
     graph.input("past_lengths", TensorProto.INT32, ["B"])
     graph.input("page_table", TensorProto.INT32, ["B", "MP"])
     graph.input("logit_rows", TensorProto.INT64, ["R"])
+    heads, size = geometry.kv_heads, geometry.head_dim
+    keys: Shape = ["P", "S", heads, size] if operators.token_major else ["P", heads, size, "S"]
+    values: Shape = ["P", "S", heads, size] if operators.token_major else ["P", heads, "S", size]
     for layer in range(geometry.layers):
-        heads, size = geometry.kv_heads, geometry.head_dim
-        graph.input(f"key_cache.{layer}", kv_element, ["P", heads, size, "S"])
-        graph.input(f"value_cache.{layer}", kv_element, ["P", heads, "S", size])
+        graph.input(f"key_cache.{layer}", operators.kv_element, keys)
+        graph.input(f"value_cache.{layer}", operators.kv_element, values)
 
 
 def _network(graph: GraphBuilder, source: GgufFile, operators: Operators, on_layer: Callable[[int], None]) -> None:
@@ -69,10 +76,11 @@ def _network(graph: GraphBuilder, source: GgufFile, operators: Operators, on_lay
         name = f"layer.{index}"
         qkv = operators.linear(graph, normed, layer.qkv, f"{name}.qkv")
         attended = operators.attention(graph, qkv, index)
-        projected = operators.linear(graph, attended, layer.output, f"{name}.output")
+        projected = operators.widen(graph, operators.linear(graph, attended, layer.output, f"{name}.output"))
         normed, residual = _skip_norm(graph, residual, projected, f"{name}.ffn_norm", layer.ffn_norm, geometry)
         gate_up = operators.linear(graph, normed, layer.gate_up, f"{name}.gate_up")
-        down = operators.linear(graph, operators.swiglu(graph, gate_up), layer.down, f"{name}.down")
+        hidden = operators.swiglu(graph, gate_up)
+        down = operators.widen(graph, operators.linear(graph, hidden, layer.down, f"{name}.down"))
         last = index + 1 == geometry.layers
         if not last:
             layer = source.layer(index + 1)
@@ -80,7 +88,7 @@ def _network(graph: GraphBuilder, source: GgufFile, operators: Operators, on_lay
         normed, residual = _skip_norm(graph, residual, down, f"{name}.next_norm", norm, geometry)
         on_layer(index + 1)
     rows = graph.node("Gather", [normed, "logit_rows"], axis=0)
-    logits = operators.linear(graph, rows, source.head(), "head")
+    logits = operators.widen(graph, operators.linear(graph, rows, source.head(), "head"))
     graph.node("Identity", [logits], outputs=["logits"])
     graph.output("logits", TensorProto.FLOAT, ["R", geometry.vocab])
 

@@ -20,6 +20,8 @@ class NativeOperators:
     Either way the order of a row's sums depends on nothing but the row.
     """
 
+    token_major = False
+
     def __init__(self, *, float32: bool) -> None:
         self._float32 = float32
         self.kv_element: int = TensorProto.FLOAT if float32 else TensorProto.FLOAT16
@@ -52,6 +54,9 @@ class NativeOperators:
 
     def swiglu(self, graph: GraphBuilder, gate_up: str) -> str:
         return graph.node("SwiGLU", [gate_up], domain=LLMOS)
+
+    def widen(self, graph: GraphBuilder, value: str) -> str:
+        return value
 
 
 def _packed(matrix: Matrix) -> tuple[int, NDArray[np.uint8], NDArray[Any]]:
