@@ -100,15 +100,21 @@ inline void normalise(float* scores, int n, int padded, float* maximum_out, floa
     top = largest(m);
   }
   for (; i < n; ++i) top = larger(top, scores[i]);
-  for (i = n; i < padded; ++i) scores[i] = -1e30f;
   const F8 shift = broadcast(top);
   F8 total = zero();
-  for (i = 0; i < padded; i += 8) {
-    store(scores + i, exponential(sub(load(scores + i), shift)));
-    if (i + 8 > n)
-      for (int j = larger(n, i); j < i + 8; ++j) scores[j] = 0;
-    total = add(total, load(scores + i));
+  for (i = 0; i + 8 <= n; i += 8) {
+    const F8 weight = exponential(sub(load(scores + i), shift));
+    store(scores + i, weight);
+    total = add(total, weight);
   }
+  if (i < n) {
+    for (int j = n; j < i + 8; ++j) scores[j] = -1e30f;
+    store(scores + i, exponential(sub(load(scores + i), shift)));
+    for (int j = n; j < i + 8; ++j) scores[j] = 0;
+    total = add(total, load(scores + i));
+    i += 8;
+  }
+  for (; i < padded; i += 8) store(scores + i, zero());
   *maximum_out = top;
   *sum_out = sum(total);
 }
@@ -116,7 +122,8 @@ inline void normalise(float* scores, int n, int padded, float* maximum_out, floa
 // into ⊕= part, for one row of `partial_size(head_size)` floats.
 inline void merge_row(float* into, const float* part, int head_size) {
   const float top = larger(into[0], part[0]);
-  const float keep = exponential(into[0] - top), take = exponential(part[0] - top);
+  const float less = exponential(smaller(into[0], part[0]) - top);  // than 1, what the larger one counts
+  const float keep = into[0] < top ? less : 1.0f, take = part[0] < top ? less : 1.0f;
   into[0] = top;
   into[1] = into[1] * keep + part[1] * take;
   const F8 k = broadcast(keep), t = broadcast(take);

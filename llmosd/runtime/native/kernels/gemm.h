@@ -51,10 +51,14 @@ inline void tile(Matrix a, const T* b, int64_t b_stride, float* c, int64_t c_str
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int j = 0; j < C; ++j) sums[r][j] = kAccumulate ? load(c + r * c_stride + 8 * j) : zero();
-  const int64_t pace = ahead.bytes ? (uint32_t(ahead.bytes) + depth - 1) / uint32_t(depth) : 0;
-  for (int k = 0; k < depth; ++k, ahead.at += pace) {
-    for (int64_t j = 0; j < pace; j += kCacheLine) prefetch(ahead.at + j);
-    step(sums, a.at + k, a.stride, b + k * b_stride);
+  if (!ahead.bytes) {  // a loop of its own: the test inside would cost a sixth
+    for (int k = 0; k < depth; ++k) step(sums, a.at + k, a.stride, b + k * b_stride);
+  } else {
+    const int64_t pace = (uint32_t(ahead.bytes) + depth - 1) / uint32_t(depth);
+    for (int k = 0; k < depth; ++k, ahead.at += pace) {
+      for (int64_t j = 0; j < pace; j += kCacheLine) prefetch(ahead.at + j);
+      step(sums, a.at + k, a.stride, b + k * b_stride);
+    }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
