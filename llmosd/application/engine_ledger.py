@@ -79,9 +79,10 @@ class Ledger:
         self._deliver(Batch(replies, events, None, self._stats))
 
     def _account(self, event: Event) -> None:
+        if type(event) is Output:  # by far the most
+            self._tokens[event.id] += len(event.tokens)
+            return
         match event:
-            case Output():
-                self._tokens[event.id] += len(event.tokens)
             case Accepted():
                 self._live[event.request.id] = event.request
             case StateChanged():

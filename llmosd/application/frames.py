@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llmosd.application.measures import Latencies, Steps, queueing
@@ -61,9 +61,9 @@ class FrameBuilder:
         self._queue = QueueMeter(identity.started, QUEUE_WINDOW_S)
         self._before: tuple[Nanoseconds, KernelStats] | None = None
 
-    def observe(self, events: Iterable[Event], step: StepStats | None) -> None:
+    def observe(self, events: Sequence[Event], step: StepStats | None) -> None:
+        self._latencies.observe(events)
         for event in events:
-            self._latencies.observe(event)
             if isinstance(event, Accepted):
                 self._queue.arrive(event.request.id, event.request.arrived)
             elif isinstance(event, Ended):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from llmosd.prediction.estimators import LatencyWindow, QueueMeasures
@@ -32,11 +34,17 @@ class Latencies:
         self._ttft, self._itl, self._wait, self._e2e = (LatencyWindow(WINDOW_S) for _ in range(4))
         self._lives: dict[RequestId, _Life] = {}
 
-    def observe(self, event: Event) -> None:
-        if type(event) is Output:  # by far the most
-            if event.tokens and (life := self._lives.get(event.id)):
-                self._output(life, event)
-            return
+    def observe(self, events: Iterable[Event]) -> None:
+        gaps = Counter[tuple[float, Nanoseconds]]()  # a step's are mostly the same
+        for event in events:
+            if type(event) is not Output:
+                self._on_rare(event)
+            elif event.tokens and (life := self._lives.get(event.id)):
+                self._output(life, event, gaps)
+        for (gap, now), times in gaps.items():
+            self._itl.add(gap, now, times)
+
+    def _on_rare(self, event: Event) -> None:
         match event:
             case Accepted(request=view):
                 self._lives[view.id] = _Life(view.arrived, view.arrived + view.times.other)
@@ -47,14 +55,14 @@ class Latencies:
                 if view.state is State.FINISHED:
                     self._e2e.add(view.times.total / 1e6, now)
 
-    def _output(self, life: _Life, output: Output) -> None:
+    def _output(self, life: _Life, output: Output, gaps: Counter[tuple[float, Nanoseconds]]) -> None:
         """A step may bring several tokens of one choice: the gap is shared among them."""
         now = output.now
         if not life.last:
             self._ttft.add((now - life.arrived) / 1e6, now)
         if (before := life.last.get(output.choice)) is not None:
             count = len(output.tokens)
-            self._itl.add((now - before) / 1e6 / count, now, count)
+            gaps[(now - before) / 1e6 / count, now] += count
         life.last[output.choice] = now
 
     def measure(self, now: Nanoseconds) -> Latency:

@@ -173,10 +173,11 @@ class Service:
                 log.exception("a subscriber of the engine's batches failed")
 
     def _on_event(self, event: Event) -> None:
+        if type(event) is Output:  # by far the most
+            if stream := self._streams.get(event.id):
+                stream.put(event)
+            return
         match event:
-            case Output(id=id):
-                if stream := self._streams.get(id):
-                    stream.put(event)
             case StateChanged(id=id, new=State.CANCELLED | State.FAILED, reason=reason):
                 if stream := self._streams.get(id):
                     stream.explain(reason)

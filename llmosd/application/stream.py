@@ -1,53 +1,45 @@
-"""What one request yields, as an asynchronous iterator."""
+"""What requests yield, as it comes: one wake-up of the reader a step, however much a step brought."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from llmosd.errors import Cancelled, LlmosError, StepError, Unavailable
 from llmosd.types import Output, RequestId, RequestView, State
 
 
 class RequestStream:
-    """Outputs of one request in order; iteration ends with the request.
+    """Outputs of one request in order, read by `together`.
 
-    Raises Cancelled, StepError or Unavailable where the request ended so. What is not read is kept: at most
-    max_tokens × n outputs, so a slow reader holds that much and no more. `view` is there once the request is accepted
-    and is replaced by the final one when it ended.
+    What is not read is kept: at most max_tokens × n outputs, so a slow reader holds that much and no more. `view` is
+    there once the request is accepted and is replaced by the final one when it ended.
     """
 
     view: RequestView
+    over = False  # no output follows those that are kept
+    error: LlmosError | None = None  # what ended it early: Cancelled, StepError or Unavailable
 
     def __init__(self, id: RequestId, cancel: Callable[[RequestId, str], None]) -> None:
         self.id = id
         self._cancel = cancel
-        self._outputs: deque[Output] = deque()
-        self._news = asyncio.Event()
-        self._over = False
+        self.news = asyncio.Event()  # set by every output and by the end; `together` makes streams share one
+        self._outputs: list[Output] = []
         self._reason = "no reason given"
-        self._error: LlmosError | None = None
 
-    def __aiter__(self) -> AsyncIterator[Output]:
-        return self
-
-    async def __anext__(self) -> Output:
-        while not self._outputs and not self._over:
-            self._news.clear()
-            await self._news.wait()
-        if self._outputs:
-            return self._outputs.popleft()
-        raise self._error or StopAsyncIteration
+    def take(self) -> list[Output]:
+        """What came since it was last called."""
+        outputs, self._outputs = self._outputs, []
+        return outputs
 
     def close(self, reason: str) -> None:
         """Cancel the request unless it has ended. What it yielded until then can still be read."""
-        if not self._over:
+        if not self.over:
             self._cancel(self.id, reason)
 
     def put(self, output: Output) -> None:
         self._outputs.append(output)
-        self._news.set()
+        self.news.set()
 
     def explain(self, reason: str) -> None:
         """Why it is about to end."""
@@ -67,5 +59,27 @@ class RequestStream:
 
     def finish(self, error: LlmosError | None) -> None:
         """No output follows."""
-        self._over, self._error = True, error
-        self._news.set()
+        self.over, self.error = True, error
+        self.news.set()
+
+
+async def together(streams: Sequence[RequestStream]) -> AsyncGenerator[list[tuple[int, Output]], None]:
+    """What all of them gave since the last time, each output with its stream's index; ends when all have ended.
+
+    Raises what ended one of them early, after what they gave until then. Streams have one reader.
+    """
+    news = asyncio.Event()
+    for stream in streams:
+        stream.news = news
+    while True:
+        news.clear()
+        came = [(index, output) for index, stream in enumerate(streams) for output in stream.take()]
+        over = all(stream.over for stream in streams)
+        error = next((stream.error for stream in streams if stream.error), None)
+        if came:
+            yield came
+        if error:
+            raise error
+        if over:
+            return
+        await news.wait()

@@ -13,6 +13,7 @@ from llmosd.application.lag import LoopLag
 from llmosd.application.service import Service
 from llmosd.application.store import Store
 from llmosd.hardware.probes import HostProbe
+from llmosd.types import Output
 from llmosd.wire import Frame
 
 TICK_S = 1.0
@@ -46,8 +47,9 @@ class Telemetry:
     def observe(self, batch: Batch) -> None:
         """Every batch of the engine, on the event loop."""
         self._frames.observe(batch.events, batch.step)
-        self._store.add_events(batch.events)
-        self._events.note_kernel(batch.events)
+        if rare := [event for event in batch.events if type(event) is not Output]:
+            self._store.add_events(rare)
+            self._events.note_kernel(rare)
 
     async def run(self) -> None:
         """Never returns. Ticks that came too late are left out, not made up for."""

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmosd.application.departures import Departures
+from llmosd.application.stream import together
 from llmosd.errors import InvalidRequest
 from llmosd.types import Output, RequestSpec, Sampling, State
 
@@ -23,7 +24,7 @@ async def test_a_stream_gives_all_outputs_and_the_final_view(house: House) -> No
     stream = await house.service.submit(spec("a"))
     assert stream.view.state is State.QUEUED and house.recorded == [stream.view]
     house.executor.gate.set()
-    outputs: list[Output] = [output async for output in stream]
+    outputs: list[Output] = [output async for came in together([stream]) for _, output in came]
     assert "".join(output.text for output in outputs) == "abcd"
     assert stream.view.state is State.FINISHED and stream.view.completion_tokens == 4
     stream.close("too late to matter")
@@ -67,7 +68,7 @@ async def test_a_failing_subscriber_disturbs_nobody(house: House, caplog: pytest
     later: list[object] = []
     house.service.subscribe(later.append)
     stream = await house.service.submit(spec("a"))
-    assert len([output async for output in stream]) == 4 and later
+    assert len([output async for came in together([stream]) for output in came]) == 4 and later
     assert "a subscriber of the engine's batches failed" in caplog.text
 
 

@@ -24,6 +24,7 @@ from llmosd.application.lag import LoopLag
 from llmosd.application.query import canned
 from llmosd.application.service import Phase, Service
 from llmosd.application.store import Store
+from llmosd.application.stream import together
 from llmosd.application.telemetry import Telemetry
 from llmosd.config import Config
 from llmosd.hardware.probes import HostProbe
@@ -75,7 +76,7 @@ async def complete(service: Service, id: str) -> None:
     spec = RequestSpec(
         id, "formula", range(30), Sampling(max_tokens=50), user="alice", arrived=service.clock(), created_at=time.time()
     )
-    async for _ in await service.submit(spec):
+    async for _ in together([await service.submit(spec)]):
         pass
 
 

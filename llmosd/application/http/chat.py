@@ -23,6 +23,7 @@ from llmosd.application.http.generation import (
 )
 from llmosd.application.http.reply import ok
 from llmosd.application.http.schema import StreamOptions, chat_body
+from llmosd.application.http.sse import TextEvents, sse
 from llmosd.runtime.tokenizer import Tokenizer
 from llmosd.types import FinishReason, Output, TokenLogprob
 
@@ -100,7 +101,7 @@ class ChatEndpoint:
         answer = Answer(f"chatcmpl-{request_id(request)}", self._backing, sampling.logprobs is not None)
         if options is not None:
             chunks = Chunks(answer, generation, options)
-            return streamed(generation, options, chunks.of, chunks.usage)
+            return streamed(generation, options, chunks.events, chunks.usage)
         choices = await generation.choices(request)
         return ok(ChatCompletion(answer.id, answer.created, answer.model, answer.choices(choices), generation.usage))
 
@@ -130,17 +131,22 @@ class Chunks:
         self._generation = generation
         self._options = options
         self._begun: set[int] = set()
+        self._texts = TextEvents(lambda index, text: self._chunk([ChunkChoice(index, Delta(content=text))]))
 
-    def of(self, index: int, output: Output) -> list[ChatChunk]:
-        """A choice opens with its role; what is held back (part of a character or stop string) makes no chunk."""
-        choices = []
-        if index not in self._begun:
-            self._begun.add(index)
-            choices.append(ChunkChoice(index, Delta("assistant", "")))
-        if output.text or output.finish or output.logprobs:
-            logprobs = self._answer.logprobs(output.logprobs) if output.logprobs else None
-            choices.append(ChunkChoice(index, Delta(content=output.text or None), logprobs, output.finish))
-        return [self._chunk([choice]) for choice in choices]
+    def events(self, index: int, output: Output) -> bytes:
+        """A choice opens with its role; what is held back (part of a character or stop string) makes no event."""
+        if index in self._begun:
+            return self._event(index, output)
+        self._begun.add(index)
+        return sse(self._chunk([ChunkChoice(index, Delta("assistant", ""))])) + self._event(index, output)
+
+    def _event(self, index: int, output: Output) -> bytes:
+        if not (output.finish or output.logprobs or self._options.continuous_usage_stats):
+            return self._texts.event(index, output.text) if output.text else b""
+        if not (output.text or output.finish or output.logprobs):
+            return b""
+        logprobs = self._answer.logprobs(output.logprobs) if output.logprobs else None
+        return sse(self._chunk([ChunkChoice(index, Delta(content=output.text or None), logprobs, output.finish)]))
 
     def usage(self) -> ChatChunk:
         chunk = self._chunk([])

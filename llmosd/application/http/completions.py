@@ -16,6 +16,7 @@ from llmosd.application.http.edge import request_id
 from llmosd.application.http.generation import Backing, Choice, Generation, UsageField, begin, check_model, streamed
 from llmosd.application.http.reply import ok
 from llmosd.application.http.schema import StreamOptions, completion_body
+from llmosd.application.http.sse import TextEvents, sse
 from llmosd.errors import InvalidRequest
 from llmosd.types import FinishReason, Output, TokenLogprob
 
@@ -60,7 +61,7 @@ class CompletionsEndpoint:
         generation = await begin(request, self._backing, body, sampling, ids, text)
         answer = Answer(f"cmpl-{request_id(request)}", self._backing.model.id, generation, options)
         if options is not None:
-            return streamed(generation, options, answer.chunks, answer.usage)
+            return streamed(generation, options, answer.events, answer.usage)
         choices = await generation.choices(request)
         return ok(answer.whole(choices, sampling.logprobs is not None))
 
@@ -83,19 +84,22 @@ class Answer:
         self._generation = generation
         self._options = options or StreamOptions()
         self._offsets: dict[int, int] = {}
+        self._texts = TextEvents(lambda index, text: self._chunk([TextChoice(index, text)]))
 
     def whole(self, choices: list[Choice], logprobs: bool) -> Completion:
         made = [TextChoice(c.index, c.text, _logprobs(c.logprobs, 0) if logprobs else None, c.finish) for c in choices]
         return Completion(self._id, self._created, self._model, made, usage=self._generation.usage)
 
-    def chunks(self, index: int, output: Output) -> list[Completion]:
-        """What is held back (part of a character or stop string) makes no chunk."""
+    def events(self, index: int, output: Output) -> bytes:
+        """What is held back (part of a character or stop string) makes no event."""
+        if not (output.finish or output.logprobs or self._options.continuous_usage_stats):
+            return self._texts.event(index, output.text) if output.text else b""
         if not (output.text or output.finish or output.logprobs):
-            return []
+            return b""
         offset = self._offsets.get(index, 0)
         logprobs = _logprobs(output.logprobs, offset) if output.logprobs else None
         self._offsets[index] = offset + sum(len(entry.text) for entry in output.logprobs)
-        return [self._chunk([TextChoice(index, output.text, logprobs, output.finish)])]
+        return sse(self._chunk([TextChoice(index, output.text, logprobs, output.finish)]))
 
     def usage(self) -> Completion:
         chunk = self._chunk([])

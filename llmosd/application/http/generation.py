@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -17,7 +16,7 @@ from llmosd.application.http.schema import GenerationBody, StreamOptions, user_o
 from llmosd.application.http.sse import DONE, EventStream, on_disconnect, sse
 from llmosd.application.prompts import Prompts
 from llmosd.application.service import Service
-from llmosd.application.stream import RequestStream
+from llmosd.application.stream import RequestStream, together
 from llmosd.errors import LlmosError
 from llmosd.types import FinishReason, Output, RequestSpec, Sampling, TokenLogprob
 
@@ -92,20 +91,24 @@ class Generation:
             return self.usage
         return None if options.include_usage else msgspec.UNSET
 
-    async def outputs(self) -> AsyncGenerator[tuple[int, Output], None]:
-        """(choice index, output) as they come. Raises what ended a request early."""
-        async with aclosing(_merged(self._streams)) as outputs:
-            async for prompt, output in outputs:
-                self._completion_tokens += len(output.tokens)
-                yield prompt * self._n + output.choice, output
+    async def outputs(self) -> AsyncGenerator[list[tuple[int, Output]], None]:
+        """What came since the last time, each with the index of its choice. Raises what ended a request early."""
+        async for came in together(self._streams):
+            yield [(prompt * self._n + output.choice, output) for prompt, output in came]
+
+    def count(self, output: Output) -> None:
+        """It is part of the answer from now on."""
+        self._completion_tokens += len(output.tokens)
 
     async def choices(self, request: Request) -> list[Choice]:
         """All of them, complete. A client that leaves meanwhile cancels the requests."""
         choices = [Choice(index) for index in range(len(self._streams) * self._n)]
         try:
             async with on_disconnect(request.receive, self.abandon):
-                async for index, output in self.outputs():
-                    choices[index].add(output)
+                async for came in self.outputs():
+                    for index, output in came:
+                        self.count(output)
+                        choices[index].add(output)
         finally:
             self.close()
         return choices
@@ -157,18 +160,22 @@ def check_model(backing: Backing, name: str) -> None:
         raise ModelNotFound(f"the model {name!r} is not served here; {backing.model.id!r} is", param="model")
 
 
-Encode = Callable[[int, Output], Sequence[msgspec.Struct]]
+Encode = Callable[[int, Output], bytes]
 
 
 def streamed(
     generation: Generation, options: StreamOptions, encode: Encode, last: Callable[[], msgspec.Struct]
 ) -> EventStream:
-    """`encode` makes an output's chunks; `last` the one with the usage figures, sent where they were asked for."""
+    """`encode` makes an output's events; `last` the chunk with the usage figures, sent where they were asked for."""
 
     async def events() -> AsyncGenerator[bytes, None]:
         try:
-            async for index, output in generation.outputs():
-                yield sse(*encode(index, output))
+            async for came in generation.outputs():
+                events = []
+                for index, output in came:
+                    generation.count(output)
+                    events.append(encode(index, output))
+                yield b"".join(events)
             yield sse(last()) + DONE if options.include_usage else DONE
         except LlmosError as error:
             yield sse(error_body(error))
@@ -176,30 +183,6 @@ def streamed(
             generation.close()
 
     return EventStream(events(), generation.abandon)
-
-
-async def _merged(streams: Sequence[RequestStream]) -> AsyncGenerator[tuple[int, Output], None]:
-    """(stream's index, output) of several streams in the order in which they come; raises the first error of any."""
-    queue: asyncio.Queue[tuple[int, Output] | LlmosError | None] = asyncio.Queue()
-
-    async def pump(index: int, stream: RequestStream) -> None:
-        try:
-            async for output in stream:
-                queue.put_nowait((index, output))
-            queue.put_nowait(None)
-        except LlmosError as error:
-            queue.put_nowait(error)
-
-    pumps = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
-    try:
-        for _ in streams:
-            while (item := await queue.get()) is not None:
-                if isinstance(item, LlmosError):
-                    raise item
-                yield item
-    finally:
-        for task in pumps:
-            task.cancel()
 
 
 def _numbered(id: str, prompt: int) -> str:

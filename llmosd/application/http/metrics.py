@@ -8,14 +8,14 @@ a preemption between them; requests that were cancelled or failed have no latenc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from llmosd.application.engine import Batch
-from llmosd.application.http.collectors import KernelCollector, ReadCollector
+from llmosd.application.http.collectors import Distribution, KernelCollector, ReadCollector
 from llmosd.types import (
     Accepted,
     Ended,
@@ -66,7 +66,10 @@ class Metrics:
     def observe(self, batch: Batch) -> None:
         self._kernel.stats = batch.stats
         for event in batch.events:
-            self._on_event(event)
+            if type(event) is not Output:
+                self._on_rare(event)
+            elif event.tokens and (life := self._lives.get(event.id)):
+                self._on_tokens(life, event)
         if batch.step:
             self._on_step(batch.step)
 
@@ -107,16 +110,15 @@ class Metrics:
             "llmos_http_requests", "Answered HTTP requests", ("method", "route", "status"), registry=self.registry
         )
 
-    def _histogram(self, name: str, documentation: str, buckets: Iterable[float]) -> Histogram:
-        histogram = Histogram(name, documentation, ("model_name",), registry=self.registry, buckets=tuple(buckets))
-        return histogram.labels(self._model)
+    def _histogram(self, name: str, documentation: str, bounds: Sequence[float]) -> Distribution:
+        distribution = Distribution(name, documentation, self._model, bounds)
+        self.registry.register(distribution)
+        return distribution
 
     # ------------------------------------------------------------ what happens
 
-    def _on_event(self, event: Event) -> None:
+    def _on_rare(self, event: Event) -> None:
         match event:
-            case Output(id=id) if event.tokens and (life := self._lives.get(id)):
-                self._on_tokens(life, event)
             case Accepted(request=view):
                 self._lives[view.id] = _Life(view.arrived, view.arrived + view.times.total, view.prompt_tokens)
             case StateChanged(id=id, new=State.PREFILL) if life := self._lives.get(id):

@@ -20,8 +20,35 @@ _SEPARATORS = [(separator.encode(), b"\\u%04x" % ord(separator)) for separator i
 
 
 def sse(*payloads: Any) -> bytes:
-    """One event each. Unicode's line separators are escaped: some clients split lines at them, inside a text too."""
-    data = b"".join(b"data: " + msgspec.json.encode(payload) + b"\n\n" for payload in payloads)
+    """One event each."""
+    return b"".join(b"data: " + _json(payload) + b"\n\n" for payload in payloads)
+
+
+class TextEvents:
+    """The events of one stream that differ in their choice's index and text only: the rest is encoded once.
+
+    `make` gives the payload for an index and a text that stands in it once.
+    """
+
+    def __init__(self, make: Callable[[int, str], Any]) -> None:
+        self._make = make
+        self._frames: dict[int, tuple[bytes, bytes]] = {}  # index → what stands before and behind the text
+
+    def event(self, index: int, text: str) -> bytes:
+        before, behind = self._frames.get(index) or self._frame(index)
+        return before + _json(text) + behind
+
+    def _frame(self, index: int) -> tuple[bytes, bytes]:
+        before, behind = sse(self._make(index, _HOLE)).split(_json(_HOLE))
+        return self._frames.setdefault(index, (before, behind))
+
+
+_HOLE = "\0a text\0"  # no name or id holds a NUL
+
+
+def _json(payload: Any) -> bytes:
+    """Unicode's line separators are escaped: some clients split lines at them, inside a text too."""
+    data = msgspec.json.encode(payload)
     if not data.isascii():
         for separator, escaped in _SEPARATORS:
             data = data.replace(separator, escaped)
@@ -52,8 +79,9 @@ class EventStream(Response):
             aclosing(self._events) as events,
         ):
             async for event in events:
-                keep_alive.sent = True
-                await send(_body(event))
+                if event:  # an empty body would be no news to the client
+                    keep_alive.sent = True
+                    await send(_body(event))
         await send(_body(b"", more=False))
 
 
