@@ -94,6 +94,7 @@ class Bus:
             except (aiomqtt.MqttError, LlmosError, OSError) as exc:
                 attempt = 1 if self.connected else attempt + 1
                 self._lost(exc, attempt)
+            _check_cancelled()
             await asyncio.sleep(backoff(attempt, random.random()))
 
     async def _session(self) -> None:
@@ -127,6 +128,7 @@ class Bus:
         """Send what there is until the connection fails. An event leaves the queue when it is acknowledged."""
         sent, sent_at = self._status, time.monotonic()
         while True:
+            _check_cancelled()
             if self._status is not sent or time.monotonic() - sent_at >= STATUS_EVERY_S:
                 sent = self._status = replace(self._status, at=time.time())
                 sent_at = time.monotonic()
@@ -175,3 +177,14 @@ class Bus:
             self._events.clear()
             self._frame = None
         log.log(logging.WARNING if attempt == 1 else logging.DEBUG, "no telemetry to the broker: %s", exc)
+
+
+def _check_cancelled() -> None:
+    """Raise CancelledError where this task was cancelled and something underneath took that for itself.
+
+    `asyncio.wait_for` before Python 3.12 drops a cancellation that comes with the result it waits for, such as an
+    acknowledgement; and the error of a goodbye that the broker does not answer takes the cancellation's place.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

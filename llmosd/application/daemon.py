@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict, replace
@@ -47,7 +46,6 @@ from llmosd.wire import Status
 log = logging.getLogger(__name__)
 
 DRAIN_S = 30.0
-ENDING_S = 20.0  # for telling clients and closing the store after the engine has died
 
 OnServing = Callable[[str], None]
 
@@ -227,21 +225,9 @@ class Daemon:
         await asyncio.to_thread(self._engine.join)
         if self._engine.failure:
             self._events.note("error", "engine.died", self._engine.failure)
-            self._end_within(ENDING_S, self._engine.failure)
             self._server.close()
             await self._server.closed.wait()
             raise LlmosError(self._engine.failure)
-
-    def _end_within(self, seconds: float, error: str) -> None:
-        """A daemon without an engine serves nobody: whatever its other parts wait for, it is gone by then."""
-
-        def end() -> None:
-            self.note_state("failed", error)
-            os._exit(1)
-
-        timer = threading.Timer(seconds, end)
-        timer.daemon = True
-        timer.start()
 
 
 async def _set(event: asyncio.Event) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import aiomqtt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -158,3 +159,25 @@ def test_no_more_events_pass_than_the_rate_allows_and_info_leaves_room(events: l
 def test_hostile_text_leaves_the_log_escaped(text: str) -> None:
     message = EventLog("n").message("info", "test", text, request=text)
     assert message.text.isprintable() and message.request and message.request.isprintable()
+
+
+async def test_a_stop_that_comes_with_an_acknowledgement_is_not_lost(
+    config: Config, mosquitto: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both in one turn of the event loop, as under heavy load: `asyncio.wait_for` may then drop the cancellation."""
+    acknowledge, stop = aiomqtt.Client._on_publish, list[asyncio.Task[None]]()
+
+    def acknowledge_and_stop(client: aiomqtt.Client, *rest: Any) -> None:
+        acknowledge(client, *rest)
+        if stop:
+            stop.pop().cancel()
+
+    monkeypatch.setattr(aiomqtt.Client, "_on_publish", acknowledge_and_stop)
+    before = asyncio.all_tasks()
+    async with running(config, mosquitto) as (bus, log, _), subscriber(port(bus)) as got:
+        (task,) = [task for task in asyncio.all_tasks() - before if "Bus.run" in repr(task)]
+        stop.append(task)
+        log.note("info", "test", "the last event")
+        await asyncio.wait({task}, timeout=10)
+        assert task.cancelled()
+        await until(lambda: states(got)[-1:] == ["offline"])
