@@ -69,6 +69,7 @@ class Config:
     strict: bool = _option(False, "refuse what could let a token depend on the batch, chunking, preemption or cache")
     threads: int = _option(0, "threads of the engine; 0 is the number of physical cores", range_=COUNT)
     spin: bool = _option(True, "let engine threads wait awake for a moment between operators")
+    speculation: bool = _option(True, "feed guesses of the next tokens, taken from what came before, where that pays")
     slots: int = _option(32, "sequences that run at once", range_=POSITIVE)
     token_budget: int = _option(256, "tokens of one engine step, shared by prefill and decode", range_=POSITIVE)
     pages: int = _option(0, "pages in the KV pool; 0 sizes it from free memory", range_=COUNT)

@@ -20,6 +20,7 @@ from llmosd.runtime.paged_model import Backend, PagedModel, check_kv_format, cho
 from llmosd.system.executor import Executor
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import POLICIES
+from llmosd.system.speculation import Speculation
 from llmosd.wire import Amdahl
 
 
@@ -48,7 +49,7 @@ class Blueprint:
             spin=config.spin,
             kv_format=config.kv_format,
         )
-        kernel = Kernel(limits, POLICIES[config.policy]())
+        kernel = Kernel(limits, POLICIES[config.policy](), Speculation() if config.speculation else None)
         tokenizer = self.model.load_tokenizer()
         return kernel, OnnxExecutor(model, tokenizer, kernel.page_table, kernel.rows, kernel.columns)
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 _LONG = 8  # a match is not measured beyond so many tokens
 _LEVEL = (0, 0, 0, 1, 1, 2, 2, 2, 3)  # by length of the match
-_PRIOR = (0.4, 0.6, 0.85, 0.95)  # by level: the share of right predictions, over chats with a small model
+_PRIOR = (0.25, 0.5, 0.8, 0.95)  # by level: the share of right predictions, over chats with a small model
 _WEIGHT = 8.0  # predictions that the prior counts as
 _KEEP = 0.95  # of what was learnt, with each prediction
 

@@ -1,8 +1,8 @@
 """How many guesses of the next tokens are worth a step's time.
 
 Guesses (`lookup`) are fed behind a sequence's last token, and as many of them count as the sampler draws itself: they
-change how many tokens a step yields, never which. One is made where it adds more tokens per nanosecond than the step
-has without it. How likely it is right and what it costs are both learnt from what steps bring.
+change how many tokens a step yields, never which. One is made where it adds clearly more tokens per nanosecond than the
+step has without it. How likely it is right and what it costs are both learnt from what steps bring.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from llmosd.system.request import Sequence as Continuation
 from llmosd.types import Nanoseconds, Plan, StepResult
 
 MOST = 16  # guesses of one sequence in one step
+_MARGIN = 1.2  # a guess has to bring so much more than it costs, for both are known roughly
 _KEEP = 0.95  # of what was learnt, with each step of another size than the one before it
 _FORGET = 0.995  # likewise, with each other step: a cost once found too high is tried again
-_FIXED_TOKENS = 5  # until it is known a step is taken to cost as much as its tokens and so many more
+_FIXED_TOKENS = 3  # until it is known a step is taken to cost as much as its tokens and so many more
 _PRIOR_TOKENS = 8.0  # weight of that
 
 
@@ -84,7 +85,7 @@ class Speculation:
 
         `room` tells how many a sequence has place for.
         """
-        token, took, gained = self._cost.token, self._cost.step(len(decoding)), float(len(decoding))
+        token, took, gained = _MARGIN * self._cost.token, self._cost.step(len(decoding)), float(len(decoding))
         made = [list[int]() for _ in decoding]
         for guess, sequence in zip(made, decoding, strict=True):
             if token * gained >= took:  # not even one that is certain would pay
