@@ -18,7 +18,7 @@ from llmosd.runtime.tokenizer import Tokenizer
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import POLICIES
 from llmosd.system.request import Sequence as Continuation
-from llmosd.system.speculation import Speculation
+from llmosd.system.speculation import Speculation, StepCost
 from llmosd.types import FinishReason, KernelStats, Output, Plan, RequestSpec, Sampling, TokenLogprob
 
 PARAGRAPH = (
@@ -56,17 +56,26 @@ def tokenizer(model: InstalledModel) -> Tokenizer:
     return model.load_tokenizer()
 
 
+class Free(StepCost):
+    """Further tokens cost nothing."""
+
+    token = 0.0
+
+    def step(self, sequences: int) -> float:
+        return 1.0
+
+
 class Eager(Speculation):
-    """Guesses what the lookup says, cut at random, whatever it costs."""
+    """Guesses what the lookup says, cut at random, as if it cost nothing."""
 
     def __init__(self) -> None:
         super().__init__()
+        self._cost = Free()
         self._random = Random(1)
 
     def guesses(
         self, decoding: Sequence[Continuation], room: Callable[[Continuation], int], left: int
     ) -> list[list[int]]:
-        self._cost.observe(len(decoding), len(decoding), 10**9)  # further tokens seem to be free
         made = super().guesses(decoding, room, left)
         return [guess[: self._random.randint(0, 7)] for guess in made]
 

@@ -150,8 +150,8 @@ def test_what_does_not_pay_is_left_off() -> None:
 
 
 def test_wrong_guesses_are_given_up() -> None:
-    """A prompt in which each three tokens of the answer stand, and something else behind them."""
-    misleading = [token for i in range(60) for token in (i, i + 1, i + 2, 900 + i)]
+    """A prompt in which each three tokens of the answer stand last with something else behind them."""
+    misleading = [token for i in reversed(range(60)) for token in (i, i + 1, i + 2, 900 + i)]
     speculation = Speculation()
     got, guessed = run([misleading], MEMORY_BOUND, speculation)
     plain, unguessed = run([misleading], MEMORY_BOUND, None)
