@@ -28,7 +28,8 @@ from llmosd.runtime.tokenizer import Tokenizer, tokenizer_json, tokenizer_meta
 from llmosd.system.executor import nothing
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import Priority
-from llmosd.types import Plan, RequestView, SequenceResult, SequenceStart, StepResult, TokenLogprob
+from llmosd.system.speculation import Speculation
+from llmosd.types import Plan, RequestView, SequencePlan, SequenceResult, SequenceStart, StepResult, TokenLogprob
 
 MODEL = "letters"
 MS = 1_000_000
@@ -70,7 +71,7 @@ class LettersExecutor:
         self.started.update((start.sequence, start) for start in plan.started)
         if self.poisoned is not None and any(self._is_poisoned(part.sequence) for part in plan.sequences):
             raise StepError("poisoned")
-        result = self._inner.execute(plan)
+        result = self._inner.execute(replace(plan, sequences=tuple(map(self._counted, plan.sequences))))
         return replace(result, sequences=tuple(map(self._spelled, result.sequences)))
 
     def starts(self) -> list[SequenceStart]:
@@ -78,6 +79,13 @@ class LettersExecutor:
 
     def _is_poisoned(self, sequence: int) -> bool:
         return bytes(token for token in self.started[sequence].prompt if token < 256).count(self.poisoned.encode()) > 0
+
+    def _counted(self, part: SequencePlan) -> SequencePlan:
+        """Guesses are letters; within the first alphabet they stand for one number each."""
+        fed = len(part.tokens) - part.drafts
+        choice = self.started[part.sequence].choice
+        guesses = [(token - ord("a") - choice) % 26 for token in part.tokens[fed:]]
+        return replace(part, tokens=[*part.tokens[:fed], *guesses])
 
     def _spelled(self, result: SequenceResult) -> SequenceResult:
         start = self.started[result.sequence]
@@ -123,7 +131,10 @@ class House:
 
 @asynccontextmanager
 async def open_house(
-    length: Callable[[SequenceStart], int] = lambda start: 10**9, limits: Limits = LIMITS, log_prompts: bool = False
+    length: Callable[[SequenceStart], int] = lambda start: 10**9,
+    limits: Limits = LIMITS,
+    log_prompts: bool = False,
+    speculation: Speculation | None = None,
 ) -> AsyncIterator[House]:
     """`length` says how many tokens a sequence generates, at most its max_tokens."""
     clock, loop = ManualClock(), asyncio.get_running_loop()
@@ -137,7 +148,7 @@ async def open_house(
     def deliver(batch: Batch) -> None:
         loop.call_soon_threadsafe(service.dispatch, batch)
 
-    engine = ThreadEngine(lambda: (Kernel(limits, Priority()), executor), deliver, lambda: clock.now)
+    engine = ThreadEngine(lambda: (Kernel(limits, Priority(), speculation), executor), deliver, lambda: clock.now)
     service = Service(engine, on_accept=record, clock=lambda: clock.now)
     metrics, batches = Metrics(MODEL), list[Batch]()
     service.subscribe(metrics.observe)
