@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,20 +38,24 @@ class Layer:
 
 
 class Reference:
-    """Weights are the file's own, expanded to float32."""
+    """Weights are the file's own, expanded to float32; unless `resident`, a layer's at a time."""
 
-    def __init__(self, source: GgufFile) -> None:
+    def __init__(self, source: GgufFile, *, resident: bool = True) -> None:
         self.geometry = source.geometry
         self.embedding = source.embedding().dense()
         self.head = source.head().dense().T
         self.final_norm = source.final_norm()
-        self.layers = [Layer.expanded(source.layer(index)) for index in range(self.geometry.layers)]
+        self._source = source
+        self._resident = list(self._expanded()) if resident else None
         self.cos, self.sin = source.rotary_tables()
+
+    def _expanded(self) -> Iterator[Layer]:
+        return (Layer.expanded(self._source.layer(index)) for index in range(self.geometry.layers))
 
     def logits(self, tokens: Sequence[int]) -> F32:
         """Logits [T, vocab] after each token of one sequence that starts at position 0."""
         hidden = self.embedding[np.asarray(tokens)]
-        for layer in self.layers:
+        for layer in self._resident or self._expanded():
             qkv = self.norm(hidden, layer.attention_norm) @ layer.qkv
             hidden = hidden + self.attention(qkv) @ layer.output
             gate, up = np.split(self.norm(hidden, layer.ffn_norm) @ layer.gate_up, 2, axis=1)
