@@ -1,6 +1,6 @@
 """Does a model stay within the memory that `llmosd models show` says? Loads it, works it hard, reads /proc (Linux).
 
-    python bench/footprint.py [--home DIR] [--model ID] [--json FILE]
+python bench/footprint.py [--home DIR] [--model ID] [--json FILE]
 """
 
 from __future__ import annotations

@@ -119,7 +119,9 @@ def describe(path: Path, model_id: str) -> Manifest:
     )
 
 
-def install(geometry: Geometry, home: Path, model_id: str, *, tied: bool, backend: Backend = "native") -> InstalledModel:
+def install(
+    geometry: Geometry, home: Path, model_id: str, *, tied: bool, backend: Backend = "native"
+) -> InstalledModel:
     """Write, describe and import it, the last of which is timed on stderr."""
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home) as scratch:

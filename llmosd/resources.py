@@ -8,7 +8,7 @@ _PACKAGE = Path(__file__).parent
 
 
 def data_dir(name: str) -> Path:
-    """Directory `models` or `migrations`: inside the installed package, else beside it in a checkout."""
+    """Directory `models`, `migrations` or `text`: inside the installed package, else beside it in a checkout."""
     for base in (_PACKAGE, _PACKAGE.parent):
         if (path := base / name).is_dir():
             return path

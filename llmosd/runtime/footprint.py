@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmosd.runtime.geometry import Geometry
-from llmosd.runtime.page_pool import KvFormat, bytes_per_page
+from llmosd.runtime.page_pool import bytes_per_page
+from llmosd.types import KvFormat
 
 SESSION = 24 << 20
 """What ONNX Runtime's session and the library take, whatever the model; 20 MiB were measured."""
@@ -54,7 +55,7 @@ def footprint(
 
 
 def activations(geometry: Geometry, tokens: int) -> int:
-    """Bytes of one step's values: the widest moment of a layer beside the residual stream, and products' int8 inputs."""
+    """Bytes of one step's values: a layer's widest moment beside the residual stream, and products' int8 inputs."""
     g = geometry
     attended = g.heads * g.head_dim
     widest = 2 * g.hidden + max(3 * g.ff, g.qkv_width + attended)

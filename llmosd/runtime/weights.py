@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 32
+SLICE = 4096  # rows rounded at a time: rounding a whole vocabulary would need several times its memory
 
 F32 = NDArray[np.float32]
 Index = NDArray[np.int64]
@@ -98,6 +99,11 @@ def stack(parts: Sequence[Matrix]) -> Matrix:
 
 def to_symmetric8(values: F32) -> Symmetric8:
     """Round to 8 bits: the scale of a block is its largest magnitude / 127."""
+    parts = [_rounded(values[start : start + SLICE]) for start in range(0, len(values), SLICE)]
+    return Symmetric8(np.concatenate([p.codes for p in parts]), np.concatenate([p.scales for p in parts]))
+
+
+def _rounded(values: F32) -> Symmetric8:
     rows, columns = values.shape
     blocks = values.reshape(rows, columns // BLOCK, BLOCK)
     scales = (np.abs(blocks).max(axis=-1) / 127).astype(np.float16).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The arithmetic of bench/perplexity.py: paired differences, their interval, and log losses that do not overflow."""
+"""The arithmetic of quality checks: paired differences, their interval, and log losses that do not overflow."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.perplexity import BUDGET, TEXT, WINDOW, Scores, compare, log_loss, student_95, windows
 from llmosd.runtime.installed import InstalledModel
+from llmosd.runtime.quality import BUDGET, WINDOW, Scores, compare, log_loss, student_95, texts, windows
 
 
 def scores(loss: np.ndarray) -> Scores:
@@ -47,7 +47,9 @@ def test_the_intervals_cover_as_often_as_they_say() -> None:
 
 
 def test_the_text_is_long_enough(model: InstalledModel) -> None:
-    text = windows(model)
+    text = windows(model, texts())
     assert text.shape[1] == WINDOW
     assert text.shape[0] * (WINDOW - 1) >= 20_000
-    assert {path.name for path in TEXT.glob("*.txt")} == {"moby-dick.txt", "state-of-the-union.txt"}
+    some = windows(model, texts(), 7)
+    assert some.shape == (7, WINDOW)
+    np.testing.assert_array_equal(some[[0, -1]], text[[0, -1]])

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.gguf_reader import GgufFile
 from llmosd.runtime.graph.builder import MICROSOFT, GraphBuilder, Shape
-from llmosd.runtime.weights import BLOCK, F32, Matrix, Symmetric8
+from llmosd.runtime.weights import BLOCK, F32, Affine4, Dense, Matrix
 
 
 class Operators(Protocol):
@@ -94,15 +95,30 @@ def _network(graph: GraphBuilder, source: GgufFile, operators: Operators, on_lay
 
 
 def _embedding(graph: GraphBuilder, matrix: Matrix) -> str:
-    """Rows of the embedding, exact: an 8-bit table stays 8-bit and only the rows in use are expanded."""
-    if not isinstance(matrix, Symmetric8):
-        return graph.node("Gather", [graph.weight("embedding", matrix.dense()), "token_ids"])
+    """Rows of the embedding, exact: a 4- or 8-bit table stays so and only the rows in use are expanded."""
+    if isinstance(matrix, Dense):
+        return _embedding_rows(graph, "", matrix.values)
     rows, columns = matrix.shape
-    codes = matrix.codes.reshape(rows, columns // BLOCK, BLOCK)
-    taken = graph.node("Gather", [graph.weight("embedding.codes", codes), "token_ids"])
-    scales = graph.node("Gather", [graph.weight("embedding.scales", matrix.scales[..., None]), "token_ids"])
-    product = graph.node("Mul", [graph.node("Cast", [taken], to=TensorProto.FLOAT), scales])
-    return graph.node("Reshape", [product, graph.constant([-1, columns])])
+    blocks = matrix.codes.reshape(rows, columns // BLOCK, BLOCK)
+    codes = _nibbles(graph, blocks) if isinstance(matrix, Affine4) else _embedding_rows(graph, ".codes", blocks)
+    scales = _embedding_rows(graph, ".scales", matrix.scales[..., None])
+    values = graph.node("Mul", [graph.node("Cast", [codes], to=TensorProto.FLOAT), scales])
+    if isinstance(matrix, Affine4):
+        values = graph.node("Add", [values, _embedding_rows(graph, ".minima", matrix.minima[..., None])])
+    return graph.node("Reshape", [values, graph.constant([-1, columns])])
+
+
+def _embedding_rows(graph: GraphBuilder, part: str, table: NDArray[Any]) -> str:
+    return graph.node("Gather", [graph.weight(f"embedding{part}", table), "token_ids"])
+
+
+def _nibbles(graph: GraphBuilder, blocks: NDArray[Any]) -> str:
+    """4-bit codes of the tokens' rows, from bytes that hold the first half of a block low and the second high."""
+    half = BLOCK // 2
+    taken = _embedding_rows(graph, ".codes", blocks[..., :half] | (blocks[..., half:] << 4))
+    low = graph.node("BitwiseAnd", [taken, graph.weight("low.nibble", np.array(15, np.uint8))])
+    high = graph.node("BitShift", [taken, graph.weight("nibble.bits", np.array(4, np.uint8))], direction="RIGHT")
+    return graph.node("Concat", [low, high], axis=2)
 
 
 def _norm(graph: GraphBuilder, value: str, gain: F32, epsilon: float) -> str:
