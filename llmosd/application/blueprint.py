@@ -62,7 +62,7 @@ def draw(config: Config, model: InstalledModel, progress: Progress) -> Blueprint
     """Blocking: builds the graph and times the threads where that is still to do. Raises ConfigError, ModelError."""
     backend, why, device = _place(config)
     check_kv_format(backend, config.kv_format)
-    limits = _limits(config, model.geometry, backend)
+    limits = limits_of(config, model.geometry, backend)
     importer.ensure_graph(model, backend, config.weights, progress)
     if backend == "cuda":
         cores, speed_up = 1, Amdahl(why="steps run on the GPU")
@@ -96,7 +96,7 @@ def measured_amdahl(model: InstalledModel, backend: Backend, cores: int, progres
     )
 
 
-def _limits(config: Config, geometry: Geometry, backend: Backend) -> Limits:
+def limits_of(config: Config, geometry: Geometry, backend: Backend) -> Limits:
     """A pool of `pages` 0 has what all slots can fill, or half of the device's free memory, whichever is less."""
     page_tokens = config.page_tokens or best_page_tokens(backend, geometry)
     context = config.context or geometry.context

@@ -92,10 +92,10 @@ def windows(model: InstalledModel, sources: Iterable[str], count: int | None = N
         tokens = tokenizer.encode(source, special=False)
         whole = len(tokens) // WINDOW
         parts.append(np.array(tokens[: whole * WINDOW], np.int64).reshape(whole, WINDOW))
-    found = np.concatenate(parts)
+    found: NDArray[np.int64] = np.concatenate(parts)
     if count is None or count >= len(found):
         return found
-    return found[np.linspace(0, len(found) - 1, count).astype(int)]
+    return np.asarray(found[np.linspace(0, len(found) - 1, count).astype(int)])
 
 
 def score(model: InstalledModel, how: Format, text: NDArray[np.int64], threads: int, progress: Progress) -> Scores:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.filesize import decimal
 
 from llmosd.application import instance
-from llmosd.application.cli import options, output
+from llmosd.application.cli import model_check, model_show, options, output
 from llmosd.application.cli.progress import Bars
 from llmosd.config import Config
-from llmosd.errors import InvalidRequest, ModelError, NotFound
+from llmosd.errors import InvalidRequest
 
 
 def add(commands: Any) -> None:
@@ -21,19 +20,17 @@ def add(commands: Any) -> None:
     actions = models.add_subparsers(title="actions", metavar="ACTION", required=True)
     for name, handler, help in (
         ("pull", _pull, "fetch a model and import it"),
-        ("show", _show, "say all that is known of a model"),
-        ("check", _check, "verify the files of an installed model"),
         ("rm", _remove, "remove an installed model"),
     ):
         action = actions.add_parser(name, help=help)
         action.add_argument("model", help="model id, as `llmosd models list` shows it")
         options.add_config(action, ("home",))
         action.set_defaults(handler=handler)
-        if handler in (_show, _check):
-            options.add_json(action)
     listing = actions.add_parser("list", help="list the models of the catalogue and the store")
     options.add_config(listing, ("home",))
     options.add_json(listing)
+    model_show.add(actions)
+    model_check.add(actions)
     listing.set_defaults(handler=_list)
 
 
@@ -75,43 +72,6 @@ def _list(args: argparse.Namespace) -> int:
     else:
         body = [(r["id"], r["name"], r["licence"], decimal(int(str(r["bytes"]))), r["installed"]) for r in rows]
         output.table(("id", "name", "licence", "size", "installed"), body)
-    return 0
-
-
-def _show(args: argparse.Namespace) -> int:
-    from llmosd.runtime import catalogue, installed
-
-    if (manifest := catalogue.manifests().get(args.model)) is None:
-        raise NotFound(f"no model {args.model!r} in the catalogue: see `llmosd models list`")
-    here = next((m for m in installed.installed(options.load(args).home) if m.id == manifest.id), None)
-    facts = {
-        "id": manifest.id,
-        "name": manifest.name,
-        "licence": manifest.licence,
-        "source": f"{manifest.source.project} {manifest.source.version}: {manifest.source.member}",
-        "bytes": manifest.source.bytes,
-        "sha256": manifest.source.sha256,
-        **asdict(manifest.geometry),
-        "path": str(here.path) if here else None,
-        "graphs": ", ".join(here.graphs) if here else None,
-    }
-    if args.json:
-        output.json(facts)
-    else:
-        output.facts(facts.items())
-    return 0
-
-
-def _check(args: argparse.Namespace) -> int:
-    from llmosd.runtime import installed, integrity
-
-    damaged = integrity.damaged(installed.find(options.load(args).home, args.model))
-    if args.json:
-        output.json({"id": args.model, "damaged": damaged})
-        return 1 if damaged else 0
-    if damaged:
-        raise ModelError(f"damaged: {', '.join(damaged)}; `llmosd models rm {args.model}`, then pull it again")
-    print(f"{args.model}: every file is as it was imported")
     return 0
 
 
