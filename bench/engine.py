@@ -95,7 +95,7 @@ def measure(case: Case, model: PagedModel, tokenizer: Any, watch: Stopwatch) -> 
     """Run the case's requests to their ends; the timings of the steps that are all decode, or all prefill."""
     limits = Limits(32, 512, 100, 1024, PAGE_TOKENS, model.pages)
     kernel = Kernel(limits, POLICIES["fcfs"]())
-    executor = OnnxExecutor(model, tokenizer, kernel.page_table, kernel.rows, kernel.columns)
+    executor = OnnxExecutor(model, tokenizer, kernel.page_table, kernel.columns)
     now = time.monotonic_ns
     text = tokenizer.encode(PROSE * (1 + case.prompt // 60), False)
     for number, sampling in enumerate(case.samplings):

@@ -51,7 +51,7 @@ class Blueprint:
         )
         kernel = Kernel(limits, POLICIES[config.policy](), Speculation() if config.speculation else None)
         tokenizer = self.model.load_tokenizer()
-        return kernel, OnnxExecutor(model, tokenizer, kernel.page_table, kernel.rows, kernel.columns)
+        return kernel, OnnxExecutor(model, tokenizer, kernel.page_table, kernel.columns)
 
     @property
     def bytes_per_page(self) -> int:

@@ -37,15 +37,13 @@ class OnnxExecutor:
     failed plan can be executed again.
     """
 
-    def __init__(
-        self, model: PagedModel, tokenizer: Tokenizer, page_table: array[int], rows: int, columns: int
-    ) -> None:
-        """`page_table` is the kernel's flat rows × columns array, wrapped here, not copied."""
+    def __init__(self, model: PagedModel, tokenizer: Tokenizer, page_table: array[int], columns: int) -> None:
+        """`page_table` is the kernel's flat array with rows of `columns` pages, read at each step."""
         self._model = model
         self._tokenizer = tokenizer
-        self._packer = Packer(page_table, rows, columns, model.page_tokens)
+        self._packer = Packer(page_table, columns, model.page_tokens)
         self._vocab = min(model.geometry.vocab, tokenizer.vocab_size)  # rows of logits may be padded beyond the tokens
-        self._sampler = best_sampler()
+        self._sampler = best_sampler(model.threads)
         self._sequences: dict[SequenceId, _Sequence] = {}
 
     def execute(self, plan: Plan, meanwhile: Callable[[], None] = nothing) -> StepResult:
@@ -114,11 +112,9 @@ class OnnxExecutor:
 
     def _logprob(self, draw: Draw) -> TokenLogprob:
         assert draw.logprob is not None
-        top = tuple((token, self._text(token), value) for token, value in draw.top)
-        return TokenLogprob(draw.token, self._text(draw.token), draw.logprob, top)
-
-    def _text(self, token: int) -> str:
-        return self._tokenizer.token_bytes(token).decode("utf-8", errors="replace")
+        text = self._tokenizer.token_text
+        top = tuple([(token, text(token), value) for token, value in draw.top])
+        return TokenLogprob(draw.token, text(draw.token), draw.logprob, top)
 
 
 class _Sequence:

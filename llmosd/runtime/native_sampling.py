@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +19,12 @@ _NOT_FINITE = -1  # kNotFinite of the native library
 class NativeSampler:
     """A Sampler that keeps the arrays for results; other threads run while it draws."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._library = library
+    def __init__(self, library: ctypes.CDLL, threads: int) -> None:
+        self._sampler = library.llmos_sampler_open(threads)
+        if self._sampler is None:
+            raise MemoryError
+        self._draw_rows = library.llmos_draw
+        weakref.finalize(self, library.llmos_sampler_close, self._sampler)
         self._rows, self._width = 0, -1
         self._reserve(rows=1, width=0)
 
@@ -30,7 +35,8 @@ class NativeSampler:
         self._reserve(len(streams), max((stream.sampling.logprobs or 0 for stream in streams), default=0))
         self._streams[: len(streams)] = [stream.address for stream in streams]
         stride, length = rows.strides[0] // rows.itemsize, rows.shape[1]
-        if self._library.llmos_draw(rows.ctypes.data, stride, length, self._streams, len(streams), *self._results):
+        logits = (rows.ctypes.data, stride, length)
+        if self._draw_rows(self._sampler, *logits, self._streams, len(streams), *self._results):
             raise MemoryError
         return [self._draw(place, stream, length) for place, stream in enumerate(streams)]
 
@@ -58,7 +64,9 @@ class NativeSampler:
         self._results = (self._tokens, self._logprobs, self._width, self._top_ids, self._top_logprobs)
 
 
-def best_sampler() -> Sampler:
+def best_sampler(threads: int) -> Sampler:
     """The native one if it works here."""
     found = native.status()
-    return NativeSampler(native.load(found.path)) if found.available and found.path else NumpySampler()
+    if found.available and found.path:
+        return NativeSampler(native.load(found.path), threads)
+    return NumpySampler()

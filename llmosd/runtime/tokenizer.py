@@ -48,6 +48,7 @@ class Tokenizer:
         self.eos_ids = frozenset(meta.eos)
         self.add_bos = meta.add_bos
         self._bytes = _all_token_bytes(self._plain, frozenset(meta.control))
+        self._texts = [data.decode("utf-8", errors="replace") for data in self._bytes]
 
     def encode(self, text: str, special: bool, begin: bool = False) -> list[int]:
         """Token ids of `text`. With `special`, names of control tokens in it become those tokens; else plain text.
@@ -66,6 +67,10 @@ class Tokenizer:
     def token_bytes(self, token: int) -> bytes:
         """Exact bytes of one token; empty for a control token."""
         return self._bytes[token]
+
+    def token_text(self, token: int) -> str:
+        """Text of one token alone; bytes that are no whole characters read U+FFFD."""
+        return self._texts[token]
 
 
 def tokenizer_json(facts: TokenizerFacts) -> str:

@@ -65,6 +65,8 @@ class Sequence:
     def history(self, start: int, end: int) -> list[int]:
         """Tokens start … end−1 of prompt and generated tokens, without touching the rest."""
         prompt = self.request.prompt_tokens
+        if start >= prompt:
+            return self.tokens[start - prompt : max(0, end - prompt)]
         return [*self.request.spec.prompt[start:end], *self.tokens[max(0, start - prompt) : max(0, end - prompt)]]
 
     def start(self) -> SequenceStart:

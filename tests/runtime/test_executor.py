@@ -72,9 +72,7 @@ class House:
 
     def __post_init__(self) -> None:
         self.kernel = Kernel(self.limits, POLICIES["fcfs"](), self.speculation)
-        self.executor = OnnxExecutor(
-            self.paged, self.tokenizer, self.kernel.page_table, self.kernel.rows, self.kernel.columns
-        )
+        self.executor = OnnxExecutor(self.paged, self.tokenizer, self.kernel.page_table, self.kernel.columns)
 
     def submit(self, id: str, prompt: str, sampling: Sampling) -> None:
         self.kernel.submit(RequestSpec(id, "m", self.tokenizer.encode(prompt, False), sampling), time.monotonic_ns())

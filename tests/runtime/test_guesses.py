@@ -92,7 +92,7 @@ def ask(paged: PagedModel, tokenizer: Tokenizer) -> Ask:
     ) -> tuple[dict[tuple[str, int], Told], KernelStats]:
         limits = Limits(8, 128, 100, 512, 16, pages)
         kernel = Kernel(limits, POLICIES["fcfs"](), Eager() if guess else None)
-        executor = OnnxExecutor(paged, tokenizer, kernel.page_table, kernel.rows, kernel.columns)
+        executor = OnnxExecutor(paged, tokenizer, kernel.page_table, kernel.columns)
         for number, (prompt, sampling) in enumerate(asked):
             kernel.submit(RequestSpec(f"r{number}", "m", tokenizer.encode(prompt, True), sampling), 0)
         told: dict[tuple[str, int], Told] = {}

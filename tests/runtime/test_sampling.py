@@ -46,7 +46,7 @@ def native_sampler() -> NativeSampler:
     found = native.status()
     if not found.available or found.path is None:
         pytest.skip(found.why)
-    return NativeSampler(native.load(found.path))
+    return NativeSampler(native.load(found.path), threads=2)
 
 
 @pytest.fixture(scope="module", params=["native", "numpy"])

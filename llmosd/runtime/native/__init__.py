@@ -71,9 +71,11 @@ def load(path: Path) -> ctypes.CDLL:
     library.llmos_compiler.restype = ctypes.c_char_p
     library.llmos_use_kernels.argtypes = [ctypes.c_char_p]
     pointer, count = ctypes.c_void_p, ctypes.c_int64
-    rows = (pointer, count, count, pointer, count)
+    rows = (pointer, pointer, count, count, pointer, count)
     results = (pointer, pointer, count, pointer, pointer)
     library.llmos_draw.argtypes = [*rows, *results]
+    library.llmos_sampler_open.argtypes, library.llmos_sampler_open.restype = [ctypes.c_int], pointer
+    library.llmos_sampler_close.argtypes, library.llmos_sampler_close.restype = [pointer], None
     return library
 
 

@@ -13,6 +13,7 @@
 
 #include "export.h"
 #include "kernels/kernels.h"
+#include "team.h"
 
 namespace llmos {
 namespace {
@@ -292,22 +293,48 @@ int64_t draw(float* logits, int64_t length, const Parameters& p, Memory& memory,
   return token;
 }
 
+// Whether other threads are worth waking: for rows whose largest logit is not all that is wanted.
+bool is_long(const Parameters* const* streams, int64_t count) {
+  return std::count_if(streams, streams + count, [](const Parameters* p) { return p->scale || p->logprobs >= 0; }) > 1;
+}
+
+struct Sampler {
+  explicit Sampler(int threads) : memories(threads), team(threads) {}
+  std::vector<Memory> memories;  // one for each member of the team
+  Team team;
+};
+
 }  // namespace
 }  // namespace llmos
+
+// A sampler, which draws on `threads` threads and is for one caller at a time; null if it cannot be had.
+LLMOS_EXPORT void* llmos_sampler_open(int threads) {
+  try {
+    return new llmos::Sampler(threads);
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
+
+LLMOS_EXPORT void llmos_sampler_close(void* sampler) { delete static_cast<llmos::Sampler*>(sampler); }
 
 // Draws a token from each of `count` rows of `length` logits, `stride` apart: its id, or -1 where the row holds NaN or
 // its largest logit is not finite; where its stream asks for logprobs, the token's and those of the likeliest, in rows
 // of `width`. Rows are changed meanwhile, and back. 0, or -1 if there is no memory.
-LLMOS_EXPORT int llmos_draw(float* rows, int64_t stride, int64_t length, const void* const* streams, int64_t count,
-                            int64_t* tokens, double* logprobs, int64_t width, int64_t* top_ids, double* top_logprobs) {
+LLMOS_EXPORT int llmos_draw(void* sampler, float* rows, int64_t stride, int64_t length, const void* const* streams,
+                            int64_t count, int64_t* tokens, double* logprobs, int64_t width, int64_t* top_ids,
+                            double* top_logprobs) {
   using namespace llmos;
-  static thread_local Memory memory;
-  try {
-    for (int64_t i = 0; i < count; ++i)
-      tokens[i] = draw(rows + i * stride, length, *static_cast<const Parameters*>(streams[i]), memory, logprobs + i,
+  Sampler& self = *static_cast<Sampler*>(sampler);
+  std::atomic<int> failed{0};
+  const auto* parameters = reinterpret_cast<const Parameters* const*>(streams);
+  self.team.share(count, is_long(parameters, count), [&](int member, int64_t i) {
+    try {
+      tokens[i] = draw(rows + i * stride, length, *parameters[i], self.memories[member], logprobs + i,
                        top_ids + i * width, top_logprobs + i * width);
-    return 0;
-  } catch (const std::bad_alloc&) {
-    return -1;
-  }
+    } catch (const std::bad_alloc&) {
+      failed = -1;
+    }
+  });
+  return failed;
 }

@@ -11,7 +11,10 @@ struct Survey {
   float finite;  // 0, or NaN if a logit is infinite or NaN: 0 · x is
 };
 
+constexpr int kRowAhead = 1024;  // logits to fetch ahead of use: other cores have just written them
+
 inline Survey survey_block(const float* x, int count) {
+  for (int i = 0; i < kRowBlock; i += kCacheLine / int(sizeof(float))) prefetch(x + kRowAhead + i);
   if (count == kRowBlock) {
     F8 lanes = load(x), finite = mul(lanes, zero());
     for (int i = 8; i < kRowBlock; i += 8) {
