@@ -131,9 +131,10 @@ def pair(case: Case, number: int, models: Sequence[PagedModel], tokenizer: Any) 
     """(without, with) guesses; which model is whose changes from pair to pair."""
     swap = number % 2
     off, on = (Run(case, number, models[guess ^ swap], tokenizer, bool(guess)) for guess in (0, 1))
+    turns = (off, on, on, off)
     while not (off.kernel.idle and on.kernel.idle):
-        off.step()
-        on.step()
+        for one in turns:
+            one.step()
     return off, on
 
 
