@@ -7,7 +7,7 @@ import time
 
 from llmosd.prediction.estimators import LatencyWindow
 
-INTERVAL_S = 0.05
+INTERVAL_S = 0.2
 
 
 class LoopLag:
