@@ -17,7 +17,7 @@ NATIVE_SOURCES := $(wildcard $(addprefix llmosd/runtime/native/,build.py *.cpp *
 SOURCES := llmosd tui tests bench hatch_build.py
 MODEL   := smollm2-135m-instruct
 
-.PHONY: run test check check-native bench demo install model lock clean
+.PHONY: run test check check-native bench soak demo install model lock clean
 
 run: model  ## serve the model and talk to it
 	$(BIN)/llmosd run --serve
@@ -40,6 +40,9 @@ check-native: $(VENV)/.test  ## the native operators' tests under address and un
 
 bench: model  ## single-stream and batched speed on this machine
 	$(BIN)/python bench/engine.py
+
+soak: model  ## half an hour of mixed load: errors, memory, trend of step time
+	$(BIN)/python bench/soak.py --json bench/results/soak.json
 
 demo: model  ## a daemon under gentle load, watched in llmos-top
 	$(BIN)/python tui/demo.py
