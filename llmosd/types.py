@@ -85,6 +85,7 @@ class RequestSpec:
     arrived: Nanoseconds = 0
     created_at: float = 0.0
     label: str = ""  # short control-character-free text for a monitor; empty unless the user asked for it
+    cache_salt: str = ""  # requests share prefixes with those of the same salt only
 
 
 # ---------------------------------------------------------------- plan → execute → commit
@@ -230,6 +231,7 @@ class RequestView:
     finish: str | None = None  # finish reason(s) when ended: "stop", "length", joined by "," for n > 1
     error: str | None = None
     label: str = ""
+    reused_tokens: int = 0  # found in the prefix cache, on every admission
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,3 +317,5 @@ class KernelStats:
     accepted_tokens: int  # of them right
     policy: str
     requests: tuple[RequestView, ...] = field(default=())
+    pages_cached: int = 0  # kept for their prefixes, nobody refers to them
+    reused_tokens: int = 0  # found in the prefix cache instead of computed

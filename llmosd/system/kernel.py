@@ -12,7 +12,9 @@ from llmosd.system.admission import resolve_max_tokens, validate, validate_nice
 from llmosd.system.limits import Limits
 from llmosd.system.pages import PagePool, PageTable
 from llmosd.system.policy import Policy
+from llmosd.system.prefix_cache import PrefixCache
 from llmosd.system.request import Request, Sequence
+from llmosd.system.reuse import PrefixReuse
 from llmosd.system.scheduler import Scheduler
 from llmosd.system.speculation import Speculation
 from llmosd.types import (
@@ -41,12 +43,17 @@ __all__ = ["Kernel", "Limits"]
 class Kernel:
     """Every accepted request ends finished unless cancelled or failed by an error of its own; never for memory."""
 
-    def __init__(self, limits: Limits, policy: Policy, speculation: Speculation | None = None) -> None:
+    def __init__(
+        self, limits: Limits, policy: Policy, speculation: Speculation | None = None, prefixes: bytes | None = None
+    ) -> None:
+        """`prefixes` turns the prefix cache on: what K and V depend on beside the tokens, and a secret."""
         self.limits = limits
         self.policy = policy
-        self._table = PageTable(PagePool(limits.pages), limits.slots, limits.columns, limits.page_tokens)
+        pool = PagePool(limits.pages, PrefixCache(limits.page_tokens, prefixes or b""))
+        self._table = PageTable(pool, limits.slots, limits.columns, limits.page_tokens)
+        self._reuse = PrefixReuse(self._table, remember=prefixes is not None)
         self._speculation = speculation
-        self._scheduler = Scheduler(limits, policy, self._table, self._speculation)
+        self._scheduler = Scheduler(limits, policy, self._table, self._reuse, speculation)
         self._requests: dict[RequestId, Request] = {}  # live ones only
         self._sequences: dict[SequenceId, Sequence] = {}  # of live requests
         self._in_flight: Plan | None = None
@@ -147,6 +154,7 @@ class Kernel:
         _validate_result(plan, result)
         self._in_flight = None
         self._advance(now)
+        self._table.pool.unhold()
         if self._speculation is not None:
             self._speculation.observe(plan, result)
         events, self._events = self._events, []
@@ -196,6 +204,8 @@ class Kernel:
             drafted_tokens=self._speculation.drafted if self._speculation else 0,
             accepted_tokens=self._speculation.accepted if self._speculation else 0,
             policy=self.policy.name,
+            pages_cached=pool.cache.idle,
+            reused_tokens=self._reuse.hits,
             requests=tuple(self.views()) if requests else (),
         )
 
@@ -251,6 +261,7 @@ class Kernel:
                     outcome.finish,
                 )
             )
+        self._scheduler.settle(sequence)
         if outcome.finish is not None:
             sequence.finish = outcome.finish
             self._gone.append(sequence.id)

@@ -1,13 +1,15 @@
 """Paged KV memory: which pages are free, who refers to them, and the page table the executor reads.
 
-Only page numbers live here; the tensors belong to the runtime. A page may be referred to by several rows after a
-fork; it is copied when one of them is about to write into it (copy-on-write) and free when none refers to it.
+Only page numbers live here; the tensors belong to the runtime. A page may be referred to by several rows, after a fork
+or for a prefix they have in common; it is copied when one of them is about to write into it (copy-on-write). When none
+refers to it, it is idle if the prefix cache knows what it holds, and free otherwise.
 """
 
 from __future__ import annotations
 
 from array import array
 
+from llmosd.system.prefix_cache import PrefixCache
 from llmosd.types import PageCopy
 
 UNUSED = -1
@@ -16,28 +18,32 @@ UNUSED = -1
 class PagePool:
     """Reference-counted pages with an O(1) free list, and a count of pages promised but not drawn yet.
 
-    A promise (`reserve`) keeps pages from everybody else; its holder gives it up (`unreserve`) as it draws.
+    A promise (`reserve`) keeps pages from everybody else; its holder gives it up (`unreserve`) as it draws. Idle pages
+    are as good as free: they leave the cache when their memory is drawn.
     """
 
-    def __init__(self, pages: int) -> None:
+    def __init__(self, pages: int, cache: PrefixCache) -> None:
         self.total = pages
+        self.cache = cache
         self.reserved = 0
         self.shared = 0  # pages with more than one reference
         self._references = array("i", bytes(4 * pages))
+        self._held: set[int] = set()
         self._free = list(range(pages - 1, -1, -1))
 
     @property
     def free(self) -> int:
-        return len(self._free)
+        """Pages that nobody refers to, idle ones included."""
+        return len(self._free) + self.cache.idle
 
     @property
     def used(self) -> int:
-        return self.total - len(self._free)
+        return self.total - self.free
 
     @property
     def available(self) -> int:
         """Free and promised to nobody."""
-        return len(self._free) - self.reserved
+        return self.free - self.reserved
 
     def references(self, page: int) -> int:
         return self._references[page]
@@ -52,29 +58,52 @@ class PagePool:
 
     def draw(self) -> int:
         """A free page, now with one reference. The caller has made sure that one is available."""
-        page = self._free.pop()
+        page = self._free.pop() if self._free else self.cache.reclaim()
         self._references[page] = 1
         return page
 
     def share(self, page: int) -> None:
+        """One reference more, to a page in use or idle."""
+        if self._references[page] == 0 and page not in self._held:
+            self.cache.revive(page)
         self._references[page] += 1
         self.shared += self._references[page] == 2
 
-    def drop(self, page: int) -> bool:
-        """Give up one reference; True when that freed the page."""
+    def drop(self, page: int) -> None:
+        """Give up one reference; with the last one the page is idle or free."""
         left = self._references[page] = self._references[page] - 1
         self.shared -= left == 1
-        if left == 0:
+        if left == 0 and page not in self._held:
+            self._rest(page)
+
+    def hold(self, page: int) -> None:
+        """Keep a page of the cache from being drawn until `unhold`: the step in the making copies from it."""
+        if self._references[page] == 0 and page not in self._held:
+            self.cache.revive(page)
+        self._held.add(page)
+
+    def unhold(self) -> None:
+        """The copies are made."""
+        held, self._held = self._held, set()
+        for page in held:
+            if self._references[page] == 0:
+                self._rest(page)
+
+    def _rest(self, page: int) -> None:
+        if not self.cache.retire(page):
             self._free.append(page)
-        return left == 0
 
     def check(self) -> None:
+        self.cache.check()
         free = set(self._free)
         assert len(free) == len(self._free), "a page is in the free list twice"
-        assert all((page in free) == (count == 0) for page, count in enumerate(self._references)), "free is not unused"
+        for page, count in enumerate(self._references):
+            unused = count == 0 and page not in self._held
+            assert unused == (page in free or self.cache.is_idle(page)), "free is not unused"
+            assert not (page in free and self.cache.node_of(page)), "a free page is still in the cache"
         assert all(count >= 0 for count in self._references), "a page was dropped too often"
         assert self.shared == sum(count > 1 for count in self._references), "shared pages are miscounted"
-        assert 0 <= self.reserved <= len(self._free), f"{self.reserved} pages promised of {len(self._free)} free"
+        assert 0 <= self.reserved <= self.free, f"{self.reserved} pages promised of {self.free} free"
 
 
 class PageTable:
@@ -99,6 +128,13 @@ class PageTable:
     def pages(self, row: int) -> int:
         return self._lengths[row]
 
+    def distinct(self, rows: list[int]) -> int:
+        """Pages that these rows refer to, each counted once."""
+        if len(rows) == 1:
+            return self._lengths[rows[0]]
+        starts = [(row * self.columns, self._lengths[row]) for row in rows]
+        return len({page for start, length in starts for page in self.entries[start : start + length]})
+
     def take_row(self) -> int:
         return self._free_rows.pop()
 
@@ -115,6 +151,22 @@ class PageTable:
             self._lengths[row] += 1
         return copies
 
+    def adopt(self, row: int, page: int) -> None:
+        """Let `row` go on with a page that holds what it would compute."""
+        self.pool.share(page)
+        self.entries[row * self.columns + self._lengths[row]] = page
+        self._lengths[row] += 1
+
+    def replace(self, row: int, column: int, page: int) -> None:
+        """Refer to another page with the same contents instead."""
+        entry = row * self.columns + column
+        self.pool.share(page)
+        self.pool.drop(self.entries[entry])
+        self.entries[entry] = page
+
+    def page(self, row: int, column: int) -> int:
+        return self.entries[row * self.columns + column]
+
     def fork(self, source: int, target: int) -> None:
         """Let the empty row `target` refer to all pages of `source`."""
         assert self._lengths[target] == 0, f"row {target} is forked into while it holds pages"
@@ -124,15 +176,13 @@ class PageTable:
             self.entries[target * self.columns + column] = page
         self._lengths[target] = self._lengths[source]
 
-    def release(self, row: int) -> int:
-        """Give back the row and its references; the number of pages that this freed."""
-        freed = 0
+    def release(self, row: int) -> None:
+        """Give back the row and its references."""
         for entry in range(row * self.columns, row * self.columns + self._lengths[row]):
-            freed += self.pool.drop(self.entries[entry])
+            self.pool.drop(self.entries[entry])
             self.entries[entry] = UNUSED
         self._lengths[row] = 0
         self._free_rows.append(row)
-        return freed
 
     def _must_copy(self, row: int, past: int) -> bool:
         if not self.pool.shared:  # nearly always: asked for each sequence of each step

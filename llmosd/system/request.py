@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from llmosd.system.lookup import Lookup
+from llmosd.system.prefix_cache import Node
 from llmosd.types import (
     ENDED,
     FinishReason,
@@ -54,6 +55,7 @@ class Sequence:
     row: int = NO_ROW
     past: int = 0
     gained: int = 0
+    node: Node | None = None  # its last full page in the prefix cache
     started: bool = False  # the executor knows it
     lookup: Lookup | None = None  # once its tokens are worth guessing
     finish: FinishReason | None = None
@@ -93,6 +95,7 @@ class Request:
         self.forked = False
         self.reserved = 0  # pages promised and not drawn yet; only while in prefill
         self.pages = 0
+        self.reused = 0  # tokens found in the prefix cache, on every admission
         self.preemptions = 0
         self.first_token: Nanoseconds | None = None
         self.error: str | None = None
@@ -104,6 +107,10 @@ class Request:
     @property
     def id(self) -> str:
         return self.spec.id
+
+    @property
+    def salt(self) -> str:
+        return self.spec.cache_salt
 
     @property
     def waiting(self) -> bool:
@@ -160,6 +167,7 @@ class Request:
             first_token=self.first_token,
             times=self.times(now),
             finish=",".join(s.finish for s in self.sequences if s.finish) or None,
+            reused_tokens=self.reused,
             error=self.error,
             label=self.spec.label,
         )

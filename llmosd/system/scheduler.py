@@ -24,7 +24,9 @@ from dataclasses import dataclass, field, replace
 from llmosd.system.limits import Limits
 from llmosd.system.pages import PageTable
 from llmosd.system.policy import Policy
+from llmosd.system.prefix_cache import Node
 from llmosd.system.request import NO_ROW, Request, Sequence
+from llmosd.system.reuse import PrefixReuse
 from llmosd.system.speculation import Speculation
 from llmosd.types import Nanoseconds, PageCopy, SequencePlan, SequenceStart, State, StateChanged
 
@@ -44,12 +46,15 @@ class Draft:
 class Scheduler:
     """Owns the running set; shares the queue (inside the policy) and the page table with the kernel."""
 
-    def __init__(self, limits: Limits, policy: Policy, table: PageTable, speculation: Speculation | None) -> None:
+    def __init__(
+        self, limits: Limits, policy: Policy, table: PageTable, reuse: PrefixReuse, speculation: Speculation | None
+    ) -> None:
         self.limits = limits
         self.policy = policy
         self.table = table
         self.speculation = speculation
         self.pool = table.pool
+        self.reuse = reuse
         self.running: list[Request] = []  # in rank order
         self.preemptions = 0
 
@@ -84,6 +89,12 @@ class Scheduler:
         """A sequence is complete: its row and pages are free at once, whatever its siblings do."""
         self._release(sequence)
         sequence.request.live.remove(sequence)
+
+    def settle(self, sequence: Sequence) -> None:
+        """Its step is done: what it computed may serve others from now on."""
+        self.reuse.settle(sequence)
+        if len(sequence.request.live) > 1:  # a page of one may now be that of another
+            self._count_pages(sequence.request)
 
     def release_promise(self, request: Request) -> None:
         """Every live sequence has its next token: what is left of the promise made on admission is free for all."""
@@ -131,8 +142,9 @@ class Scheduler:
         prefilling = deque(request for request in self.running if request.state is State.PREFILL)
         while draft.left:
             head = self.policy.head()
-            if head and self._goes_before(head, prefilling) and self._fits(head):
-                self._admit(head, draft, now)
+            path = self._room_for(head) if head and self._goes_before(head, prefilling) else None
+            if head and path is not None:
+                self._admit(head, path, draft, now)
                 self._feed(head, draft)
             elif prefilling:
                 self._feed(prefilling.popleft(), draft)
@@ -142,27 +154,35 @@ class Scheduler:
     def _goes_before(self, head: Request, prefilling: deque[Request]) -> bool:
         return not prefilling or self.policy.rank(head) < self.policy.rank(prefilling[0])
 
-    def _fits(self, request: Request) -> bool:
-        """A slot for each live sequence, all pages to its next token, and a spare one for each sequence that runs.
+    def _room_for(self, request: Request) -> list[Node] | None:
+        """The pages of the prefix cache it can begin with, None if it does not fit.
+
+        It needs a slot for each live sequence, all other pages to its next token, and a spare one for each sequence
+        that runs.
 
         With the spare pages who runs grows before who waits enters. Without them an overloaded pool thrashes: what is
         admitted takes the pages that the next tokens need, becomes the victim and computes everything again.
         """
-        spare = self.limits.slots - self.table.free_rows
-        return len(request.live) <= self.table.free_rows and self._demand(request) + spare <= self.pool.available
+        if len(request.live) > self.table.free_rows:
+            return None
+        spare, path = self.limits.slots - self.table.free_rows, self.reuse.path(request)
+        demand = self._demand(request) - len(path) + self.reuse.idle(path)
+        return path if demand + spare <= self.pool.available else None
 
     def _demand(self, request: Request) -> int:
         """Pages for all that is to be computed plus one token for each live sequence."""
         shared = self.limits.shared_pages(request.prompt_tokens) if len(request.live) > 1 else 0
         return shared + sum(self.limits.pages_for(s.length + 1) - shared for s in request.live)
 
-    def _admit(self, request: Request, draft: Draft, now: Nanoseconds) -> None:
+    def _admit(self, request: Request, path: list[Node], draft: Draft, now: Nanoseconds) -> None:
         self.policy.remove(request)
-        request.reserved = self._demand(request)
-        self.pool.reserve(request.reserved)
         for sequence in request.live:
-            sequence.row, sequence.past, sequence.gained = self.table.take_row(), 0, 0
+            sequence.row, sequence.past, sequence.gained, sequence.node = self.table.take_row(), 0, 0, None
         request.forked = len(request.live) == 1
+        self.reuse.adopt(request.live[0], path)
+        request.pages = len(path)
+        request.reserved = self._demand(request) - len(path)
+        self.pool.reserve(request.reserved)
         self.running.append(request)
         self.running.sort(key=self.policy.rank)
         self._move(request, State.PREFILL, "", draft, now)
@@ -171,11 +191,15 @@ class Scheduler:
 
     def _feed(self, request: Request, draft: Draft) -> None:
         """Put as much of the request into the step as the budget allows. Its pages are available or promised."""
-        if not request.forked and request.live[0].past == request.prompt_tokens - 1:
-            self._fork(request)
+        if not request.forked:
+            self._go_on_from_cache(request.live[0], draft)
+            if request.live[0].past == request.prompt_tokens - 1:
+                self._fork(request)
         for sequence in request.to_feed():
+            if request.state is State.PREFILL:
+                self._go_on_from_cache(sequence, draft)
             end = min(request.feed_end(sequence), sequence.past + draft.left)
-            if end > sequence.past:
+            if end > sequence.past and not self._waits_for_prefix(sequence, draft):
                 self._feed_sequence(sequence, end, draft)
 
     def _feed_sequence(self, sequence: Sequence, end: int, draft: Draft) -> None:
@@ -196,14 +220,15 @@ class Scheduler:
         if needed == 0:
             return []
         self._claim(request, min(needed, request.reserved))
-        request.pages += needed
-        return self.table.extend(sequence.row, sequence.past, end)
+        copies = self.table.extend(sequence.row, sequence.past, end)
+        self._count_pages(request)
+        return copies
 
     def _fork(self, request: Request) -> None:
         leader, *others = request.live
         for sequence in others:
             self.table.fork(leader.row, sequence.row)
-            sequence.past = leader.past
+            sequence.past, sequence.node = leader.past, leader.node
         request.forked = True
 
     def _add_guesses(self, draft: Draft, speculation: Speculation) -> None:
@@ -220,6 +245,33 @@ class Scheduler:
         places = self.table.pages(sequence.row) * self.limits.page_tokens - sequence.length
         return min(places, sequence.request.max_tokens - len(sequence.tokens) - 1)
 
+    # ---- prefixes
+
+    def _go_on_from_cache(self, sequence: Sequence, draft: Draft) -> None:
+        """Skip what the prefix cache has by now; promised pages that are not needed are free for all."""
+        if pages := self.reuse.advance(sequence):
+            self._claim(sequence.request, pages)
+            self._count_pages(sequence.request)
+        node, common = self.reuse.partial(sequence)
+        if node is not None and (self.pool.available or not self.pool.cache.is_idle(node.page)):
+            draft.copies += self._extend(sequence, sequence.past + 1)
+            target = self.table.page(sequence.row, self.table.pages(sequence.row) - 1)
+            draft.copies.append(self.reuse.take(sequence, node, common, target))
+
+    def _waits_for_prefix(self, sequence: Sequence, draft: Draft) -> bool:
+        """Whether a request that goes before it, or is in this step already, computes what it needs next."""
+        if sequence.request.state is not State.PREFILL:
+            return False
+        fed = {part.sequence for part in draft.sequences}
+        rank = self.policy.rank(sequence.request)
+        for request in self.running:
+            if request.state is State.PREFILL and request is not sequence.request:
+                other = request.to_feed()[0]
+                goes_before = other.id in fed or self.policy.rank(request) < rank
+                if goes_before and self.reuse.is_computing(other, sequence):
+                    return True
+        return False
+
     # ---- giving back
 
     def _claim(self, request: Request, pages: int) -> None:
@@ -233,8 +285,14 @@ class Scheduler:
         self._claim(request, request.reserved)
 
     def _release(self, sequence: Sequence) -> None:
-        sequence.request.pages -= self.table.release(sequence.row)
-        sequence.row, sequence.past = NO_ROW, 0
+        self.reuse.leave(sequence)
+        self.table.release(sequence.row)
+        sequence.row, sequence.past, sequence.node = NO_ROW, 0, None
+        self._count_pages(sequence.request)
+
+    def _count_pages(self, request: Request) -> None:
+        rows = [sequence.row for sequence in request.live if sequence.row != NO_ROW]
+        request.pages = self.table.distinct(rows)
 
     def _move(self, request: Request, state: State, reason: str, draft: Draft, now: Nanoseconds) -> None:
         old = request.enter(state, now)
@@ -249,7 +307,6 @@ class Scheduler:
         ranks = [self.policy.rank(request) for request in self.running]
         assert ranks == sorted(ranks), "the running set is out of order"
         assert self.pool.reserved == sum(request.reserved for request in self.running), "promises do not add up"
-        assert self.pool.used == sum(request.pages for request in self.running), "pages held do not add up"
         rows = [sequence.row for request in self.running for sequence in request.live]
         assert len(set(rows)) == len(rows) == self.limits.slots - self.table.free_rows, "rows do not add up"
         for request in self.running:
@@ -261,6 +318,8 @@ class Scheduler:
         if request.state is State.DECODE:
             assert request.reserved == 0, f"{request.id} keeps a promise while in decode"
             assert all(sequence.gained for sequence in request.live), f"{request.id} is in decode without a token"
+        pages = self.table.distinct([sequence.row for sequence in request.live])
+        assert pages == request.pages, f"{request.id} holds {pages} pages, not {request.pages}"
         for sequence in request.live:
             assert sequence.past < sequence.length, f"sequence {sequence.id} has nothing to feed"
             pages = self.table.pages(sequence.row)

@@ -55,9 +55,17 @@ class KernelMachine(RuleBasedStateMachine):
         policy=st.sampled_from(sorted(POLICIES)),
         load=st.lists(shapes(), min_size=3, max_size=6),
         sight=st.one_of(st.none(), st.tuples(st.integers(0, 99), st.sampled_from([0.0, 0.5, 0.9, 1.0]))),
+        prefixes=st.booleans(),
     )
-    def boot(self, limits: Limits, policy: str, load: list[dict[str, Any]], sight: tuple[int, float] | None) -> None:
-        self.world = World(limits, policy, Clairvoyant(*sight) if sight else None)
+    def boot(
+        self,
+        limits: Limits,
+        policy: str,
+        load: list[dict[str, Any]],
+        sight: tuple[int, float] | None,
+        prefixes: bool,
+    ) -> None:
+        self.world = World(limits, policy, Clairvoyant(*sight) if sight else None, prefixes=prefixes)
         for shape in load:
             self.submit(shape, age=0)
 

@@ -27,10 +27,15 @@ class World:
     """Time moves by `took` each step. Requests are named r0, r1, … in the order of submission."""
 
     def __init__(
-        self, limits: Limits | None = None, policy: str = "fcfs", speculation: Speculation | None = None
+        self,
+        limits: Limits | None = None,
+        policy: str = "fcfs",
+        speculation: Speculation | None = None,
+        *,
+        prefixes: bool = False,
     ) -> None:
         self.limits = limits or make_limits()
-        self.kernel = Kernel(self.limits, POLICIES[policy](), speculation)
+        self.kernel = Kernel(self.limits, POLICIES[policy](), speculation, b"a secret" if prefixes else None)
         self.executor = SymbolicExecutor(self.kernel)
         self.oracle = Oracle(policy)
         self.now = 0
@@ -45,20 +50,22 @@ class World:
         nice: int = 0,
         ignore_eos: bool = True,
         age: int = 0,
+        salt: str = "",
     ) -> str:
         """Submit a prompt, given or of so many tokens; the request's id."""
         id = f"r{self.submitted}"
         self.submitted += 1
         tokens = [(7 * i + self.submitted) % 12 for i in range(prompt)] if isinstance(prompt, int) else prompt
         sampling = Sampling(max_tokens=max_tokens, n=n, ignore_eos=ignore_eos)
-        spec = RequestSpec(id, "m", tokens, sampling, nice=nice, arrived=self.now - age)
+        spec = RequestSpec(id, "m", tokens, sampling, nice=nice, arrived=self.now - age, cache_salt=salt)
         self.oracle.submitted(spec, self.kernel.submit(spec, self.now), self.now)
         return id
 
     def cancel(self, id: str) -> None:
         used, held = self.kernel.stats(False).pages_used, self.kernel.view(id).pages
         self.oracle.follow(self.kernel.cancel(id, "a person", self.now))
-        assert self.kernel.stats(False).pages_used == used - held, "pages of a cancelled request are still held"
+        freed = used - self.kernel.stats(False).pages_used
+        assert 0 <= freed <= held, "a cancelled request frees more than it held"
         self.kernel.check()
 
     def renice(self, id: str, nice: int) -> None:
