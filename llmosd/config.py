@@ -78,6 +78,9 @@ class Config:
     )
     context: int = _option(0, "tokens a sequence may have; 0 is what the model was trained for", range_=COUNT)
     policy: str = _option("fcfs", "order of the queue", choices=("fcfs", "priority"))
+    prefix_cache: bool = _option(
+        True, "keep pages of past prompts and answers, and share those with a common beginning"
+    )
     queue_limit: int = _option(1024, "requests that may wait", range_=POSITIVE)
     log_prompts: bool = _option(False, "show and store the beginning of each prompt")
     log_level: str = _option("info", "least severe log line", choices=("debug", "info", "warning", "error"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 
 from llmosd.config import Config
@@ -49,9 +50,16 @@ class Blueprint:
             spin=config.spin,
             kv_format=config.kv_format,
         )
-        kernel = Kernel(limits, POLICIES[config.policy](), Speculation() if config.speculation else None)
+        speculation = Speculation() if config.speculation else None
+        prefixes = self._prefixes() if config.prefix_cache else None
+        kernel = Kernel(limits, POLICIES[config.policy](), speculation, prefixes)
         tokenizer = self.model.load_tokenizer()
         return kernel, OnnxExecutor(model, tokenizer, kernel.page_table, kernel.columns)
+
+    def _prefixes(self) -> bytes:
+        """What K and V depend on beside the tokens, and a secret, so that nobody can compute a page's key."""
+        files = sorted(self.model.record.files.items())
+        return secrets.token_bytes(32) + repr((files, self.config.weights, self.backend, self.kv_format)).encode()
 
     @property
     def bytes_per_page(self) -> int:

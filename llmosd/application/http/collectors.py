@@ -31,6 +31,10 @@ class KernelCollector(Collector):
         yield self._gauge("llmos_pages", "Pages of the KV pool", stats.pages_total)
         yield self._gauge("llmos_pages_used", "Pages in use", stats.pages_used)
         yield self._gauge("llmos_pages_shared", "Pages that more than one sequence holds", stats.pages_shared)
+        yield self._gauge("llmos_pages_cached", "Idle pages that the prefix cache keeps", stats.pages_cached)
+        asked = stats.prompt_tokens + stats.reused_tokens
+        yield self._counter("vllm:prefix_cache_queries", "Prompt tokens asked of the prefix cache", asked)
+        yield self._counter("vllm:prefix_cache_hits", "Prompt tokens found there, not computed", stats.reused_tokens)
         yield self._counter("vllm:num_preemptions", "Preemptions", stats.preemptions)
         yield self._counter("vllm:generation_tokens", "Generated tokens", stats.generated_tokens)
         yield self._counter("llmos_speculation_drafted_tokens", "Tokens fed as guesses", stats.drafted_tokens)

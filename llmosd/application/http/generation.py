@@ -141,6 +141,7 @@ async def begin(
         sampling=sampling,
         user=user_of(body),
         nice=body.nice,
+        cache_salt=body.cache_salt or "",
         arrived=arrived(request),
         created_at=time.time(),
         label=_label(text) if backing.log_prompts else "",

@@ -60,6 +60,7 @@ class GenerationBody(msgspec.Struct, kw_only=True):
     repetition_penalty: float | None = None
     ignore_eos: bool | None = None
     priority: int | None = None
+    cache_salt: str | None = None
 
     @property
     def choices(self) -> int:
