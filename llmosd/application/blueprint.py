@@ -50,16 +50,21 @@ class Blueprint:
             spin=config.spin,
             kv_format=config.kv_format,
         )
+<<<<<<< HEAD
         speculation = Speculation() if config.speculation else None
         prefixes = self._prefixes() if config.prefix_cache else None
         kernel = Kernel(limits, POLICIES[config.policy](), speculation, prefixes)
+=======
+        prefixes = self._prefixes() if config.prefix_cache else None
+        kernel = Kernel(limits, POLICIES[config.policy](), prefixes=prefixes)
+>>>>>>> 85d2332 (Prefix cache beside speculation)
         tokenizer = self.model.load_tokenizer()
         return kernel, OnnxExecutor(model, tokenizer, kernel.page_table, kernel.columns)
 
     def _prefixes(self) -> bytes:
         """What K and V depend on beside the tokens, and a secret, so that nobody can compute a page's key."""
-        files = sorted(self.model.record.files.items())
-        return secrets.token_bytes(32) + repr((files, self.config.weights, self.backend, self.kv_format)).encode()
+        files, config = sorted(self.model.record.files.items()), self.config
+        return secrets.token_bytes(32) + repr((files, config.weights, self.backend, config.kv_format)).encode()
 
     @property
     def bytes_per_page(self) -> int:
