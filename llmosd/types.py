@@ -317,5 +317,6 @@ class KernelStats:
     accepted_tokens: int  # of them right
     policy: str
     requests: tuple[RequestView, ...] = field(default=())
+    suspended: int = 0
     pages_cached: int = 0  # kept for their prefixes, nobody refers to them
     reused_tokens: int = 0  # found in the prefix cache instead of computed

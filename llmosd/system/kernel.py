@@ -123,18 +123,42 @@ class Kernel:
         self._scheduler.renice(request, nice)
         return self._view(request)
 
+    def suspend(self, id: RequestId, now: Nanoseconds) -> tuple[RequestView, list[Event]]:
+        """Let a request neither run nor wait until it is resumed, as SIGSTOP does; a suspended one stays so.
+
+        Its pages are idle: the prefix cache keeps them until others need them. Raises NotFound.
+        """
+        self._advance(now)
+        request, events = self._find(id), list[Event]()
+        if request.state is not State.SUSPENDED:
+            self._scheduler.withdraw(request)
+            self._move(request, State.SUSPENDED, "a person", events)
+        return self._view(request), events
+
+    def resume(self, id: RequestId, now: Nanoseconds) -> tuple[RequestView, list[Event]]:
+        """Give a suspended request its place in the queue again, as SIGCONT does; others are left alone.
+
+        Raises NotFound.
+        """
+        self._advance(now)
+        request, events = self._find(id), list[Event]()
+        if request.state is State.SUSPENDED:
+            self._move(request, State.PREEMPTED if request.has_run else State.QUEUED, "a person", events)
+            self.policy.add(request)
+        return self._view(request), events
+
     # ---- plan → execute → commit
 
     def plan(self, now: Nanoseconds) -> Plan | None:
-        """The next step, None when no request is live. To be committed before anything is planned or stopped.
+        """The next step, None when nothing can run. To be committed before anything is planned or stopped.
 
         Sequences that have ended are named in the next plan there is.
         """
         self._advance(now)
-        if not self._requests:
+        if self.idle:
             return None
         draft = self._scheduler.build(now)
-        assert draft.sequences, "requests are live but none can run"
+        assert draft.sequences, "requests wait or run but none can be fed"
         self._events += draft.moved
         plan = Plan(
             self._steps, tuple(draft.sequences), tuple(draft.copies), tuple(draft.started), ended=tuple(self._gone)
@@ -168,7 +192,8 @@ class Kernel:
 
     @property
     def idle(self) -> bool:
-        return not self._requests
+        """Whether no request waits or runs; suspended ones may be there."""
+        return not self._scheduler.running and not len(self.policy)
 
     def view(self, id: RequestId) -> RequestView:
         """A live request as of the last step or command; raises NotFound."""
@@ -189,6 +214,7 @@ class Kernel:
             slots=self.limits.slots,
             running=len(running),
             waiting=len(self.policy),
+            suspended=len(self._requests) - len(running) - len(self.policy),
             prefilling=sum(request.state is State.PREFILL for request in running),
             pages_total=pool.total,
             pages_used=pool.used,
@@ -215,7 +241,8 @@ class Kernel:
         self._scheduler.check()
         waiting = sum(request.waiting for request in self._requests.values())
         assert waiting == len(self.policy), "queue and states differ"
-        assert waiting + len(self._scheduler.running) == len(self._requests), "a live request neither waits nor runs"
+        suspended = sum(request.state is State.SUSPENDED for request in self._requests.values())
+        assert waiting + suspended + len(self._scheduler.running) == len(self._requests), "a live request is nowhere"
         assert self._accepted == len(self._requests) + sum(self._ended.values()), "requests were lost"
         sequences = {sequence.id for request in self._requests.values() for sequence in request.sequences}
         assert sequences == self._sequences.keys(), "sequences and requests differ"

@@ -113,6 +113,10 @@ class Request:
         return self.spec.cache_salt
 
     @property
+    def has_run(self) -> bool:
+        return self._spent[State.PREFILL] > 0 or any(sequence.started for sequence in self.sequences)
+
+    @property
     def waiting(self) -> bool:
         return self.state in WAITING
 

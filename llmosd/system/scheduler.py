@@ -68,10 +68,10 @@ class Scheduler:
         return draft
 
     def withdraw(self, request: Request) -> None:
-        """Take an ending request out of the queue or the running set, and all it holds from it, at once."""
+        """Take a request out of the queue or the running set, and all it holds from it, at once."""
         if request.waiting:
             self.policy.remove(request)
-        else:
+        elif request.state is not State.SUSPENDED:
             self.running.remove(request)
             self._vacate(request)
 
@@ -82,7 +82,7 @@ class Scheduler:
         request.nice = nice
         if request.waiting:
             self.policy.add(request)
-        else:
+        elif request.state is not State.SUSPENDED:
             self.running.sort(key=self.policy.rank)
 
     def finish(self, sequence: Sequence) -> None:

@@ -36,6 +36,7 @@ class Life:
     spent: Counter[State] = field(default_factory=Counter)
     gained: int = 0  # tokens since admission
     preemptions: int = 0
+    suspensions: int = 0
     tokens: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     finishes: dict[int, FinishReason] = field(default_factory=dict)
     final: RequestView | None = None
@@ -52,6 +53,10 @@ class Oracle:
     @property
     def live(self) -> list[str]:
         return [id for id, life in self.lives.items() if life.final is None]
+
+    @property
+    def runnable(self) -> list[str]:
+        return [id for id in self.live if self.lives[id].state is not State.SUSPENDED]
 
     def rank(self, life: Life) -> tuple[int, int]:
         return (life.nice if self.policy == "priority" else 0, life.number)
@@ -83,11 +88,12 @@ class Oracle:
         life = self.lives[event.id]
         assert life.final is None
         assert event.old is life.state
-        if event.new is State.PREEMPTED:
+        if event.new is State.PREEMPTED and event.old is not State.SUSPENDED:
             running = [other for other in self.lives.values() if other.state in RUNNING]
             assert min(running, key=self.rank) is not life, "the top-ranked is the victim"
             assert life.gained > 0, "preempted without having gained a token"
             life.preemptions += 1
+        life.suspensions += event.new is State.SUSPENDED
         if event.new is State.PREFILL:
             life.gained = 0
             self._check_order(life)
@@ -123,7 +129,7 @@ class Oracle:
     def _check_times(self, life: Life, now: int) -> None:
         times = life.final.times
         assert times.total == now - life.spec.arrived, "the parts do not sum to the total"
-        assert times.other == life.submitted - life.spec.arrived
+        assert times.other == life.submitted - life.spec.arrived + life.spent[State.SUSPENDED]
         parts = (times.queued, times.prefill, times.decode, times.preempted)
         assert parts == tuple(life.spent[s] for s in (State.QUEUED, State.PREFILL, State.DECODE, State.PREEMPTED))
 
@@ -140,6 +146,6 @@ class Oracle:
     def step_bound(self) -> int:
         """Every step feeds a token, and one admission of a request feeds its whole length at most."""
         return sum(
-            (1 + life.preemptions) * life.spec.sampling.n * (len(life.spec.prompt) + life.max_tokens)
+            (1 + life.preemptions + life.suspensions) * life.spec.sampling.n * (len(life.spec.prompt) + life.max_tokens)
             for life in self.lives.values()
         )

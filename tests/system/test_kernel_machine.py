@@ -96,6 +96,16 @@ class KernelMachine(RuleBasedStateMachine):
         if live := self.world.oracle.live:
             self.world.renice(live[place % len(live)], nice)
 
+    @rule(place=st.integers(0, 5))
+    def suspend(self, place: int) -> None:
+        if live := self.world.oracle.live:
+            self.world.suspend(live[place % len(live)])
+
+    @rule(place=st.integers(0, 5))
+    def resume(self, place: int) -> None:
+        if live := self.world.oracle.live:
+            self.world.resume(live[place % len(live)])
+
     @rule(steps=st.integers(1, 12), took=st.integers(0, 1000))
     def run(self, steps: int, took: int) -> None:
         for _ in range(steps):

@@ -362,3 +362,39 @@ def test_stats_count_what_was_computed() -> None:
     assert stats.prompt_tokens == 4 + 4 + again
     assert stats.generated_tokens == 24
     assert (stats.accepted, stats.finished, stats.policy, stats.slots) == (2, 2, "fcfs", 2)
+
+
+def test_a_suspended_request_stands_still_and_goes_on_as_if_nothing_had_been() -> None:
+    world = World(make_limits(slots=2, token_budget=8), prefixes=True)
+    held, other = world.submit(6, 12), world.submit(6, 12)
+    for _ in range(4):
+        world.step()
+    world.suspend(held)
+    before, others = (world.kernel.view(id).completion_tokens for id in (held, other))
+    for _ in range(4):
+        world.step(took=5)
+    assert world.kernel.view(held).completion_tokens == before > 0
+    assert world.kernel.view(other).completion_tokens == others + 4
+    world.resume(held)
+    assert world.state(held) is State.PREEMPTED
+    computed = world.kernel.stats(False).prompt_tokens
+    world.step()
+    assert world.kernel.stats(False).prompt_tokens == computed + 1, "its pages were kept: one token is fed, as before"
+    world.drain()
+    assert world.oracle.lives[held].final.times.other == 4 * 5
+
+
+def test_a_request_suspended_in_the_queue_returns_to_it_and_alone_it_lets_the_kernel_idle() -> None:
+    world = World(make_limits(slots=1))
+    first, second = world.submit(4, 2), world.submit(4, 2)
+    world.suspend(second)
+    while world.oracle.lives[first].final is None:
+        world.step()
+    assert world.kernel.idle
+    assert world.kernel.plan(world.now) is None
+    assert world.kernel.stats(False).suspended == 1
+    world.resume(second)
+    assert world.state(second) is State.QUEUED
+    world.suspend(second)
+    world.cancel(second)
+    world.drain()

@@ -68,6 +68,20 @@ class World:
         assert 0 <= freed <= held, "a cancelled request frees more than it held"
         self.kernel.check()
 
+    def suspend(self, id: str) -> None:
+        view, events = self.kernel.suspend(id, self.now)
+        self.oracle.follow(events)
+        assert (view.state, view.pages, view.position) == (State.SUSPENDED, 0, None)
+        assert self.kernel.suspend(id, self.now) == (view, []), "it is suspended already"
+        self.kernel.check()
+
+    def resume(self, id: str) -> None:
+        view, events = self.kernel.resume(id, self.now)
+        self.oracle.follow(events)
+        assert view.state is not State.SUSPENDED
+        assert self.kernel.resume(id, self.now) == (view, []), "it is not suspended any more"
+        self.kernel.check()
+
     def renice(self, id: str, nice: int) -> None:
         assert self.kernel.renice(id, nice, self.now).nice == nice
         self.oracle.lives[id].nice = nice
@@ -76,7 +90,7 @@ class World:
     def step(self, took: int = 1) -> Plan | None:
         """One step; a broken one is executed again, as the engine does."""
         plan = self.kernel.plan(self.now)
-        assert (plan is None) == (not self.oracle.live), "work is there but nothing runs"
+        assert (plan is None) == (not self.oracle.runnable), "work is there but nothing runs"
         if plan is None:
             return None
         try:
@@ -92,7 +106,9 @@ class World:
         return plan
 
     def drain(self) -> None:
-        """Run to the end within the bound on steps; then nothing may be left behind."""
+        """Resume what is suspended and run to the end within the bound on steps; then nothing may be left behind."""
+        for id in self.oracle.live:
+            self.resume(id)
         while self.oracle.live:
             self.step()
             assert self.oracle.steps <= self.oracle.step_bound(), "no progress"
