@@ -96,6 +96,12 @@ class Client:
     def renice(self, id: str, nice: int) -> RequestInfo:
         return self._call("PATCH", _path(id), RequestInfo, json={"priority": nice})
 
+    def suspend(self, id: str) -> RequestInfo:
+        return self._call("POST", f"{_path(id)}/suspend", RequestInfo)
+
+    def resume(self, id: str) -> RequestInfo:
+        return self._call("POST", f"{_path(id)}/resume", RequestInfo)
+
     def models(self) -> list[str]:
         return [model["id"] for model in self._call("GET", "/v1/models", _Models).data]
 
@@ -152,6 +158,12 @@ class AsyncClient:
 
     async def renice(self, id: str, nice: int) -> RequestInfo:
         return await self._call("PATCH", _path(id), RequestInfo, json={"priority": nice})
+
+    async def suspend(self, id: str) -> RequestInfo:
+        return await self._call("POST", f"{_path(id)}/suspend", RequestInfo)
+
+    async def resume(self, id: str) -> RequestInfo:
+        return await self._call("POST", f"{_path(id)}/resume", RequestInfo)
 
     async def _call(self, method: str, path: str, type_: type[T], **options: Any) -> T:
         with _reaching(self.url):

@@ -11,12 +11,25 @@ from typing import Protocol
 
 from llmosd.application.engine_ledger import Ledger
 from llmosd.application.engine_loop import STOPPED, Inbox, Loop, Stop, death
-from llmosd.application.engine_messages import Batch, Cancel, Command, Inspect, Renice, Reply, Submit
+from llmosd.application.engine_messages import Batch, Cancel, Command, Inspect, Renice, Reply, Resume, Submit, Suspend
 from llmosd.system.executor import Executor
 from llmosd.system.kernel import Kernel
 from llmosd.types import Nanoseconds
 
-__all__ = ["Batch", "Build", "Cancel", "Command", "Engine", "Inspect", "Renice", "Reply", "Submit", "ThreadEngine"]
+__all__ = [
+    "Batch",
+    "Build",
+    "Cancel",
+    "Command",
+    "Engine",
+    "Inspect",
+    "Renice",
+    "Reply",
+    "Resume",
+    "Submit",
+    "Suspend",
+    "ThreadEngine",
+]
 
 log = logging.getLogger(__name__)
 

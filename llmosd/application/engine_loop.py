@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from llmosd.application.engine_messages import Batch, Cancel, Command, Inspect, Renice, Reply, Submit
+from llmosd.application.engine_messages import Batch, Cancel, Command, Inspect, Renice, Reply, Resume, Submit, Suspend
 from llmosd.errors import LlmosError, StepError, Unavailable
 from llmosd.system.executor import Executor
 from llmosd.system.kernel import Kernel
@@ -140,6 +140,14 @@ class Loop:
                 return None
             case Renice(id=id, nice=nice):
                 return kernel.renice(id, nice, now)
+            case Suspend(id=id):
+                view, moved = kernel.suspend(id, now)
+                events += moved
+                return view
+            case Resume(id=id):
+                view, moved = kernel.resume(id, now)
+                events += moved
+                return view
             case Inspect():
                 return kernel.stats(requests=True)
 

@@ -35,13 +35,29 @@ class Renice:
 
 
 @dataclass(frozen=True, slots=True)
+class Suspend:
+    """Answered with the request's view."""
+
+    ticket: int
+    id: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Answered with the request's view."""
+
+    ticket: int
+    id: RequestId
+
+
+@dataclass(frozen=True, slots=True)
 class Inspect:
     """Answered with KernelStats, the live requests included."""
 
     ticket: int
 
 
-Command = Submit | Cancel | Renice | Inspect
+Command = Submit | Cancel | Renice | Suspend | Resume | Inspect
 
 
 @dataclass(frozen=True, slots=True)

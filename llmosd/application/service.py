@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from llmosd.application.departures import Departures
-from llmosd.application.engine import Batch, Cancel, Command, Engine, Inspect, Renice, Submit
+from llmosd.application.engine import Batch, Cancel, Command, Engine, Inspect, Renice, Resume, Submit, Suspend
 from llmosd.application.stream import RequestStream
 from llmosd.errors import InvalidRequest, LlmosError, NotFound, QueueFull, Unavailable
 from llmosd.types import (
@@ -110,6 +110,18 @@ class Service:
         """Raises NotFound where it is unknown or has ended, InvalidRequest where `nice` is out of range."""
         self._check_live(id)
         view: RequestView = await self._ask(Renice(next(self._tickets), id, nice))
+        return view
+
+    async def suspend(self, id: RequestId) -> RequestView:
+        """Raises NotFound where it is unknown or has ended."""
+        self._check_live(id)
+        view: RequestView = await self._ask(Suspend(next(self._tickets), id))
+        return view
+
+    async def resume(self, id: RequestId) -> RequestView:
+        """Raises NotFound where it is unknown or has ended."""
+        self._check_live(id)
+        view: RequestView = await self._ask(Resume(next(self._tickets), id))
         return view
 
     async def requests(self) -> list[RequestView]:

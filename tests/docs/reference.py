@@ -87,6 +87,8 @@ ENDPOINTS = {
     "/v1/models/{id}": "the same by its id",
     "/v1/requests": "live requests and the last 1,000 ended; filters `user` and `state`",
     "/v1/requests/{id}": 'show, cancel, or renice with `{"priority": n}`',
+    "/v1/requests/{id}/suspend": "let it stand still; its stream stays open",
+    "/v1/requests/{id}/resume": "let a suspended one go on",
     "/v1/status": "what `llmosd status --json` shows",
     "/health": "200 while requests are taken, else 503",
     "/metrics": "metrics for Prometheus",

@@ -220,6 +220,15 @@ class LlmosTop(App[None]):
         who = f" of {clean(row.user)}" if row.user else ""
         self.push_screen(Confirm(f"Cancel request {clean(row.id)}{who}? What it wrote so far stays."), answered)
 
+    def action_suspend(self) -> None:
+        row = self._table.selected
+        if row is None or self._refused():
+            return
+        if row.state == "suspended":
+            self._act(f"resumed {row.id}", lambda client: client.resume(row.id))
+        else:
+            self._act(f"suspended {row.id}", lambda client: client.suspend(row.id))
+
     def action_renice(self, by: int) -> None:
         row = self._table.selected
         if row is None or self._refused():

@@ -28,6 +28,7 @@ KEYS = (
     Key("x", "x", "cancel", "cancel the selected request, after asking", "cancel"),
     Key("left_square_bracket,f7", "[ F7", "renice(-1)", "lower its nice value: it runs earlier", "sooner"),
     Key("right_square_bracket,f8", "] F8", "renice(1)", "raise its nice value: it runs later", "later"),
+    Key("z", "z", "suspend", "suspend the selected request, or let it go on", "suspend"),
     Key("s", "s", "sort", "sort by the next column", "sort"),
     Key("f", "f", "freeze", "freeze the order of rows; values go on", "freeze"),
     Key("p", "p", "pause", "pause painting; collecting goes on", "pause"),

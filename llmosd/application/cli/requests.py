@@ -1,8 +1,9 @@
-"""`llmosd ps`, `kill` and `nice`: the process table of requests."""
+"""`llmosd ps`, `kill`, `nice`, `suspend` and `resume`: the process table of requests."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from llmosd.application.cli import options, output
@@ -41,7 +42,14 @@ def add(commands: Any) -> None:
     nice.add_argument("value", type=int, help=f"{NICE_MIN} (first) to {NICE_MAX} (last)")
     nice.add_argument("id", metavar="ID", help="as ps shows it; its beginning is enough")
     nice.set_defaults(handler=_nice)
-    for parser in (ps, kill, nice):
+
+    suspend = commands.add_parser("suspend", help="let requests stand still until they are resumed")
+    suspend.set_defaults(handler=_suspend)
+    resume = commands.add_parser("resume", help="let suspended requests go on")
+    resume.set_defaults(handler=_resume)
+    for parser in (suspend, resume):
+        parser.add_argument("ids", nargs="+", metavar="ID", help="as ps shows it; its beginning is enough")
+    for parser in (ps, kill, nice, suspend, resume):
         options.add_config(parser, options.ADDRESS)
 
 
@@ -60,17 +68,29 @@ def _ps(args: argparse.Namespace) -> int:
 
 
 def _kill(args: argparse.Namespace) -> int:
-    with _client(args) as client:
-        for id in args.ids:
-            ended = client.cancel(_find(client, id).id)
-            print(f"{ended.id} {ended.state}")
-    return 0
+    return _for_each(args, Client.cancel)
 
 
 def _nice(args: argparse.Namespace) -> int:
     with _client(args) as client:
         changed = client.renice(_find(client, args.id).id, args.value)
     print(f"{changed.id} nice {changed.nice}")
+    return 0
+
+
+def _suspend(args: argparse.Namespace) -> int:
+    return _for_each(args, Client.suspend)
+
+
+def _resume(args: argparse.Namespace) -> int:
+    return _for_each(args, Client.resume)
+
+
+def _for_each(args: argparse.Namespace, action: Callable[[Client, str], RequestInfo]) -> int:
+    with _client(args) as client:
+        for id in args.ids:
+            changed = action(client, _find(client, id).id)
+            print(f"{changed.id} {changed.state}")
     return 0
 
 

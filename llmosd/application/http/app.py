@@ -42,6 +42,8 @@ def create_app(
         Route("/v1/models/{id:path}", models.get, methods=["GET"]),
         Route("/v1/requests", requests.list, methods=["GET"]),
         Route("/v1/requests/{id}", requests.one, methods=["GET", "DELETE", "PATCH"]),
+        Route("/v1/requests/{id}/suspend", requests.suspend, methods=["POST"]),
+        Route("/v1/requests/{id}/resume", requests.resume, methods=["POST"]),
         Route("/v1/status", _status(status), methods=["GET"]),
         Route("/health", _health(service), methods=["GET"]),
         Route("/metrics", _metrics(registry), methods=["GET"]),

@@ -43,6 +43,14 @@ class RequestsEndpoint:
                 view = await self._service.get(id)
         return ok(RequestInfo.of(view))
 
+    async def suspend(self, request: Request) -> Response:
+        """It neither runs nor waits until it is resumed; its stream stays open."""
+        return ok(RequestInfo.of(await self._service.suspend(self._id(request.path_params["id"]))))
+
+    async def resume(self, request: Request) -> Response:
+        """It takes its place in the queue again."""
+        return ok(RequestInfo.of(await self._service.resume(self._id(request.path_params["id"]))))
+
     def _id(self, id: str) -> RequestId:
         """As this API lists it, or as it stands in an answer's body."""
         if not self._service.knows(id):
