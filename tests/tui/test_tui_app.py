@@ -263,7 +263,7 @@ LOOKS = {
     "retry": (retries,),
     "quit": (quits,),
 }
-ACTS = {"cancel", "renice"}  # below, with a daemon to act on
+ACTS = {"cancel", "renice", "suspend"}  # below, with a daemon to act on
 
 
 def test_every_key_has_a_test() -> None:
@@ -362,6 +362,17 @@ async def test_brackets_renice(broker: LocalBroker, node: str, keys: str, nice: 
         await top.press(*(names[key] for key in keys))
         await top.shows(f"nice of job-0 is now {nice}")
         assert (await house.service.get("job-0")).nice == nice
+
+
+async def test_z_suspends_and_lets_go_on(broker: LocalBroker, node: str) -> None:
+    async with desk_with_requests(broker, node) as (top, house):
+        await top.press("z")
+        await top.shows("suspended job-0")
+        assert (await house.service.get("job-0")).state == "suspended"
+        await top.frame(3, requests=(replace(row(0), id="job-0", state="suspended"),), http=house.url)
+        await top.press("z")
+        await top.shows("resumed job-0")
+        assert (await house.service.get("job-0")).state != "suspended"
 
 
 async def test_the_daemons_own_words_are_shown_when_it_refuses(broker: LocalBroker, node: str) -> None:
