@@ -50,14 +50,9 @@ class Blueprint:
             spin=config.spin,
             kv_format=config.kv_format,
         )
-<<<<<<< HEAD
         speculation = Speculation() if config.speculation else None
         prefixes = self._prefixes() if config.prefix_cache else None
         kernel = Kernel(limits, POLICIES[config.policy](), speculation, prefixes)
-=======
-        prefixes = self._prefixes() if config.prefix_cache else None
-        kernel = Kernel(limits, POLICIES[config.policy](), prefixes=prefixes)
->>>>>>> 85d2332 (Prefix cache beside speculation)
         tokenizer = self.model.load_tokenizer()
         return kernel, OnnxExecutor(model, tokenizer, kernel.page_table, kernel.columns)
 

@@ -310,6 +310,23 @@ async def test_renice(house: House) -> None:
     await error_of(await house.http.patch("/v1/requests/nobody", json={"priority": 1}), 404)
 
 
+async def test_suspend_and_resume(house: House) -> None:
+    house.executor.pause_s = 0.002
+    call = asyncio.create_task(house.http.post(COMPLETIONS, json=endless(), headers={"X-Request-Id": "r"}))
+    await house.until(lambda: bool(house.executor.started))
+    suspended = (await house.http.post("/v1/requests/r/suspend")).json()
+    assert (suspended["state"], suspended["pages"]) == ("suspended", 0)
+    await asyncio.sleep(0.05)
+    done = suspended["completion_tokens"]
+    assert (await house.http.get("/v1/requests/r")).json()["completion_tokens"] == done
+    assert (await house.http.post("/v1/requests/r/resume")).json()["state"] == "preempted"
+    house.executor.pause_s = 0
+    assert (await call).json()["usage"]["completion_tokens"] > done
+    for action in ("suspend", "resume"):
+        await error_of(await house.http.post(f"/v1/requests/r/{action}"), 404)
+        await error_of(await house.http.get(f"/v1/requests/r/{action}"), 405)
+
+
 async def test_history_is_bounded() -> None:
     async with open_house(limits=replace(LIMITS, queue_limit=2000)) as house:
         specs = [RequestSpec(f"r{n}", MODEL, (1,), Sampling(max_tokens=1)) for n in range(HISTORY + 5)]

@@ -36,10 +36,20 @@ def test_a_long_request_is_seen_reniced_and_killed(daemon: Daemon) -> None:
         assert (row["state"], row["nice"], row["max_tokens"]) == ("decode", 0, 4000)
         assert row["id"] in daemon.cli("ps").stdout
         assert daemon.cli("nice", "5", row["id"][:12]).stdout == f"{row['id']} nice 5\n"
+        assert daemon.cli("suspend", row["id"][:12]).stdout == f"{row['id']} suspended\n"
+        (held,) = json.loads(daemon.cli("ps", "--json").stdout)
+        assert (held["state"], held["pages"]) == ("suspended", 0)
+        assert daemon.cli("resume", row["id"]).stdout == f"{row['id']} preempted\n"
+        eventually(lambda: _tokens(daemon) > held["completion_tokens"], "it goes on")
         killed = daemon.cli("kill", row["id"])
         assert killed.stdout == f"{row['id']} cancelled\n"
     assert json.loads(daemon.cli("ps", "--json").stdout) == []
     eventually(lambda: daemon.pages_used() == 0, "its pages are free")
+
+
+def _tokens(daemon: Daemon) -> int:
+    (row,) = json.loads(daemon.cli("ps", "--json").stdout)
+    return int(row["completion_tokens"])
 
 
 def test_a_request_that_is_not_there(daemon: Daemon) -> None:
