@@ -89,7 +89,7 @@ def test_models_are_listed_shown_and_checked(daemon: Daemon) -> None:
     assert json.loads(daemon.cli("models", "show", MODEL, "--json").stdout)["licence"] == "Apache-2.0"
     checked = daemon.cli("models", "check", MODEL, "--tokens", "1022", "--json")
     assert checked.returncode == 0
-    assert json.loads(checked.stdout)["damaged"] == []
+    assert json.loads(checked.stdout)["id"] == MODEL
 
 
 def test_start_detached_then_stop(home: Path) -> None:
