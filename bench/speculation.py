@@ -79,7 +79,7 @@ class Run:
     def __init__(self, case: Case, number: int, model: PagedModel, tokenizer: Any, guess: bool) -> None:
         limits = Limits(case.batch, 256, 100, 1024, PAGE_TOKENS, model.pages)
         self.kernel = Kernel(limits, POLICIES["fcfs"](), Speculation() if guess else None)
-        self._executor = OnnxExecutor(model, tokenizer, self.kernel.page_table, self.kernel.rows, self.kernel.columns)
+        self._executor = OnnxExecutor(model, tokenizer, self.kernel.page_table, self.kernel.columns)
         self.told = {str(place): tuple[int, ...]() for place in range(case.batch)}
         self.seconds, self.tokens = 0.0, 0
         for id in self.told:
