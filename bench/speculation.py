@@ -166,7 +166,7 @@ def row(result: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there, beside those in it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also put the results there, beside those in it")
     parser.add_argument("--home", type=Path, default=default_home(), help="data directory with the model")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--pairs", type=int, default=7)
