@@ -24,12 +24,12 @@ from typing import Any
 from facts import machine_facts
 from peers.catalogue import Peer, ours, peers
 from peers.parent import Child, ChildFailed
-from perplexity import windows
 from roofline import Limits, floor, measure_limits
 from statistics95 import Interval, median_interval
 
 from llmosd.config import default_home
 from llmosd.runtime.installed import InstalledModel, find
+from llmosd.runtime.quality import texts, windows
 
 BUDGET = 0.005  # a peer may have so much more perplexity than we, and still count
 WINDOW_S, MOST_STEPS = 0.4, 64
@@ -238,8 +238,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     model = find(options.home, options.model)
-    text = windows(model)
-    text = text[:: max(1, len(text) // options.windows)][: options.windows].tolist()
+    text = windows(model, texts(), options.windows).tolist()
     wanted = [peer for peer in peers(options.directory, options.threads) if options.peers in peer.name]
     with started(ours(options.home, options.model, options.threads), wanted) as (us, *others):
         quality = stored_perplexities(options.directory / "perplexity.json", [us, *others], text)

@@ -24,10 +24,10 @@ import numpy as np
 import psutil
 from facts import machine_facts
 from load import frames_since
-from perplexity import student_95
 from servers import Server, llmosd
 
 from llmosd.config import default_home
+from llmosd.runtime.quality import student_95
 
 CLIENTS, BURST, BURST_EVERY_S, PAGES = 10, 40, 60, 200
 BIN_S, WARM_UP = 10, 0.1  # share of the time that is left out of trends
