@@ -83,6 +83,8 @@ class Row:
     @property
     def verdict(self) -> str:
         ratio = self.best.ratio
+        if not ratio.is_95:
+            return "unresolved"
         if ratio.low >= self.cell.goal:
             return "met"
         return "missed" if ratio.high < self.cell.goal else "unresolved"
