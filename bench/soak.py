@@ -163,7 +163,7 @@ def trend(values: np.ndarray[Any, Any], explained: np.ndarray[Any, Any] | None =
 
 
 def verdicts(tally: Tally, speed: Trend, memory: Trend) -> dict[str, str]:
-    """`yes`, `no` or `unresolved`. Memory's interval may be wide, for its seconds depend on each other: it is no excuse."""
+    """`yes`, `no` or `unresolved`. Memory's interval is wide, for seconds depend on each other: no excuse."""
     steady = speed.low <= 0 <= speed.high or speed.change < LOSS
     return {
         "no error": _said(not tally.errors and tally.sent == sum(tally.ended.values())),
