@@ -20,7 +20,7 @@ from child import prompt, serve
 from numpy.typing import NDArray
 
 from llmosd.config import Config
-from llmosd.runtime.backend import choose_backend
+from llmosd.runtime.backend import best_page_tokens, choose_backend
 from llmosd.runtime.executor import OnnxExecutor
 from llmosd.runtime.importer import ensure_graph
 from llmosd.runtime.installed import find
@@ -30,7 +30,6 @@ from llmosd.system.policy import POLICIES
 from llmosd.types import RequestSpec, Sampling
 
 DEFAULTS = Config()
-PAGE = DEFAULTS.page_tokens
 ROOM, LONGEST, SCORED = 128, 2048, 128
 _PLAIN_OPTIONS = onnxruntime.SessionOptions
 
@@ -58,6 +57,7 @@ class Llmos:
         self._installed = find(home, model)
         self._backend, _ = choose_backend(DEFAULTS.backend, strict=False)
         ensure_graph(self._installed, self._backend, DEFAULTS.weights, lambda stage, done, total: None)
+        self._page = best_page_tokens(self._backend, self._installed.geometry)
         self._tokenizer = self._installed.load_tokenizer()
         self._threads = threads
         self._model: PausableModel | None = None
@@ -139,7 +139,7 @@ class Llmos:
 
     def _load(self) -> None:
         """A pool for all sequences and one prompt; loaded again where it was smaller."""
-        columns = -(-(max(self._context, LONGEST) + ROOM) // PAGE)
+        columns = -(-(max(self._context, LONGEST) + ROOM) // self._page)
         pages = (self._batch + 1) * columns
         if self._model and self._model.pages == pages:
             return
@@ -150,7 +150,7 @@ class Llmos:
             backend=self._backend,
             weights=DEFAULTS.weights,
             pages=pages,
-            page_tokens=PAGE,
+            page_tokens=self._page,
             threads=self._threads,
             spin=DEFAULTS.spin,
             kv_format=DEFAULTS.kv_format,
@@ -159,10 +159,10 @@ class Llmos:
         self._model = model
 
     def _engine(self, token_budget: int) -> tuple[Kernel, OnnxExecutor]:
-        slots, context = self._batch + 1, self.model.pages // (self._batch + 1) * PAGE
-        limits = Limits(slots, max(token_budget, slots), 100, context, PAGE, self.model.pages)
+        slots, context = self._batch + 1, self.model.pages // (self._batch + 1) * self._page
+        limits = Limits(slots, max(token_budget, slots), 100, context, self._page, self.model.pages)
         kernel = Kernel(limits, POLICIES[DEFAULTS.policy]())
-        return kernel, OnnxExecutor(self.model, self._tokenizer, kernel.page_table, kernel.rows, kernel.columns)
+        return kernel, OnnxExecutor(self.model, self._tokenizer, kernel.page_table, kernel.columns)
 
     def _start(self, sequences: int) -> None:
         """A fresh kernel with so many sequences that have their prompt and their first token, in one step."""
@@ -188,7 +188,7 @@ class Llmos:
     def _pages(self, sequence: int) -> list[int]:
         """Pages of a sequence's prompt: row by row, sequences are in the order they were submitted."""
         start = sequence * self._kernel.columns
-        return list(self._kernel.page_table[start : start - (-self._context // PAGE)])
+        return list(self._kernel.page_table[start : start - (-self._context // self._page)])
 
 
 def by_operator(events: list[dict[str, Any]]) -> dict[str, float]:
