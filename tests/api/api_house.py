@@ -135,6 +135,7 @@ async def open_house(
     limits: Limits = LIMITS,
     log_prompts: bool = False,
     speculation: Speculation | None = None,
+    prefixes: bool = False,
 ) -> AsyncIterator[House]:
     """`length` says how many tokens a sequence generates, at most its max_tokens."""
     clock, loop = ManualClock(), asyncio.get_running_loop()
@@ -148,7 +149,10 @@ async def open_house(
     def deliver(batch: Batch) -> None:
         loop.call_soon_threadsafe(service.dispatch, batch)
 
-    engine = ThreadEngine(lambda: (Kernel(limits, Priority(), speculation), executor), deliver, lambda: clock.now)
+    def build() -> tuple[Kernel, LettersExecutor]:
+        return Kernel(limits, Priority(), speculation, b"a secret" if prefixes else None), executor
+
+    engine = ThreadEngine(build, deliver, lambda: clock.now)
     service = Service(engine, on_accept=record, clock=lambda: clock.now)
     metrics, batches = Metrics(MODEL), list[Batch]()
     service.subscribe(metrics.observe)

@@ -57,6 +57,20 @@ async def test_the_stream_helper() -> None:
         assert (await stream.get_final_completion()).choices[0].message.content == "abc"
 
 
+async def test_usage_says_what_of_the_prompt_was_known() -> None:
+    async with open_house(prefixes=True) as house:
+        long = {"model": MODEL, "prompt": "a text of more than one page", "max_tokens": 1}
+        known = [
+            answer.usage.prompt_tokens_details.cached_tokens
+            for answer in [
+                await house.ai.completions.create(**long),
+                await house.ai.completions.create(**long),
+                await house.ai.completions.create(**long, extra_body={"cache_salt": "mine"}),
+            ]
+        ]
+        assert known == [0, len(long["prompt"]) - 1, 0]
+
+
 async def test_choices(house: House) -> None:
     answer = await house.ai.chat.completions.create(model=MODEL, messages=HI, max_tokens=3, n=3)
     assert [(c.index, c.message.content) for c in answer.choices] == [(0, "abc"), (1, "bcd"), (2, "cde")]

@@ -66,12 +66,13 @@ class House:
     tokenizer: Tokenizer
     limits: Limits
     speculation: Speculation | None = None
+    prefixes: bytes | None = None
     told: dict[tuple[str, int], Told] = field(default_factory=dict)
     ended: dict[str, RequestView] = field(default_factory=dict)
     results: list[StepResult] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.kernel = Kernel(self.limits, POLICIES["fcfs"](), self.speculation)
+        self.kernel = Kernel(self.limits, POLICIES["fcfs"](), self.speculation, self.prefixes)
         self.executor = OnnxExecutor(self.paged, self.tokenizer, self.kernel.page_table, self.kernel.columns)
 
     def submit(self, id: str, prompt: str, sampling: Sampling) -> None:
@@ -101,8 +102,9 @@ class House:
 
 @pytest.fixture
 def house(paged: PagedModel, tokenizer: Tokenizer) -> Callable[..., House]:
-    def make(slots: int = 8, token_budget: int = 256, pages: int = PAGES) -> House:
-        return House(paged, tokenizer, Limits(slots, token_budget, 100, 512, PAGE_TOKENS, pages))
+    def make(slots: int = 8, token_budget: int = 256, pages: int = PAGES, prefixes: bytes | None = None) -> House:
+        limits = Limits(slots, token_budget, 100, 512, PAGE_TOKENS, pages)
+        return House(paged, tokenizer, limits, prefixes=prefixes)
 
     return make
 
@@ -269,3 +271,36 @@ def test_time_is_measured(house: Callable[..., House]) -> None:
     one.submit("a", PROMPTS[0], GREEDY)
     one.finish()
     assert all(0 < result.run_ns < result.execute_ns for result in one.results)
+
+
+SYSTEM = """You keep the log of a lighthouse. Every entry has a date, the weather, the ships that passed and what the
+keeper had for supper. Write plainly, in whole sentences, and never make up a ship. When nothing happened, say so. Fog
+is noted with the hour it came and the hour it went. The lamp is lit at sunset and put out at sunrise, whatever the day."""
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["all at once", "one after the other"])
+def test_a_common_beginning_is_computed_once_and_changes_nothing(house: Callable[..., House], together: bool) -> None:
+    world = house(slots=16, prefixes=b"a secret")
+    prompts = [f"{SYSTEM} Entry number {number}: the {what}" for number, what in enumerate(["fog", "sea", "lamp"] * 4)]
+    sampling = replace(GREEDY, max_tokens=6)
+    for number, prompt in enumerate(prompts):
+        world.submit(str(number), prompt, sampling)
+        if not together:
+            world.finish()
+    world.finish()
+    common, lengths = len(world.tokenizer.encode(SYSTEM, False)), [view.prompt_tokens for view in world.ended.values()]
+    computed = world.kernel.stats(False).prompt_tokens
+    assert computed <= 1.1 * (common + sum(length - common for length in lengths))
+    for number in (0, 5, 11):
+        assert world.told[str(number), 0].tokens == alone(house, prompts[number], sampling).tokens
+
+
+def test_what_is_preempted_goes_on_from_its_own_pages(house: Callable[..., House]) -> None:
+    sampling = replace(GREEDY, max_tokens=60)
+    world = house(pages=9, prefixes=b"a secret")
+    for number, prompt in enumerate(PROMPTS[:3]):
+        world.submit(str(number), prompt, sampling)
+    world.finish()
+    assert world.kernel.stats(False).preemptions > 0
+    for number, prompt in enumerate(PROMPTS[:3]):
+        assert world.told[str(number), 0].tokens == alone(house, prompt, sampling).tokens

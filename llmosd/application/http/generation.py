@@ -42,10 +42,15 @@ class Backing:
     log_prompts: bool = False
 
 
+class PromptDetails(msgspec.Struct):
+    cached_tokens: int  # found in the prefix cache, not computed
+
+
 class Usage(msgspec.Struct):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails
 
 
 UsageField = Usage | msgspec.UnsetType | None  # of a chunk
@@ -83,7 +88,8 @@ class Generation:
     def usage(self) -> Usage:
         """So far. A prompt counts once however many choices it has."""
         total = self._prompt_tokens + self._completion_tokens
-        return Usage(self._prompt_tokens, self._completion_tokens, total)
+        cached = sum(min(stream.view.prompt_tokens, stream.view.reused_tokens) for stream in self._streams)
+        return Usage(self._prompt_tokens, self._completion_tokens, total, PromptDetails(cached))
 
     def running_usage(self, options: StreamOptions) -> UsageField:
         """On a chunk before the last: null where the figures will come at the end, as in OpenAI's streams."""
