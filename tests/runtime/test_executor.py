@@ -275,7 +275,8 @@ def test_time_is_measured(house: Callable[..., House]) -> None:
 
 SYSTEM = """You keep the log of a lighthouse. Every entry has a date, the weather, the ships that passed and what the
 keeper had for supper. Write plainly, in whole sentences, and never make up a ship. When nothing happened, say so. Fog
-is noted with the hour it came and the hour it went. The lamp is lit at sunset and put out at sunrise, whatever the day."""
+is noted with the hour it came and the hour it went. The lamp is lit at sunset and put out at sunrise, whatever the
+day."""
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["all at once", "one after the other"])
