@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -13,9 +16,13 @@ import onnxruntime
 import pytest
 from native_operators import Geometry, Pool, tokens
 
+import llmosd
 from llmosd.errors import ModelError
 from llmosd.runtime import native
 from llmosd.runtime.native import build as recipe
+
+VNNI = {"avx512vnni", "avxvnni"}
+x86 = pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="about x86-64")
 
 
 @pytest.fixture
@@ -75,12 +82,74 @@ def test_a_failed_build_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, t
     assert list((tmp_path / "lib").iterdir()) == []
 
 
-def test_the_recipe_runs_by_path_without_the_package(tmp_path: Path) -> None:
-    copy = shutil.copytree(recipe.HERE, tmp_path / "native")
-    script = subprocess.run(
-        [sys.executable, "-I", copy / "build.py"], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert Path(script.stdout.strip()) == (copy / "lib" / recipe.library().name).resolve()
+@pytest.fixture(scope="module")
+def compiled() -> list[str]:
+    """The sets that this machine's compiler knows."""
+    return list(recipe.known_sets(recipe.find_compiler()))
+
+
+@x86
+def test_the_vnni_kernels_use_its_instruction(compiled: list[str]) -> None:
+    """What no test can run on a processor without VNNI can at least be read."""
+    tool = shutil.which("objdump")
+    if tool is None or not VNNI & set(compiled):
+        pytest.skip("needs objdump and a compiler that knows VNNI")
+    listing = subprocess.run([tool, "-d", recipe.library()], capture_output=True, text=True, check=True).stdout
+    functions = re.split(r"\n\n[0-9a-f]+ <", listing)
+    for isa in compiled:
+        text = {bits: "".join(f for f in functions if f"{isa}9quantisedILi{bits}E" in f) for bits in (4, 8)}
+        assert all(text.values()), isa
+        assert all(("vpdpbusd" in code) == (isa in VNNI) for code in text.values()), isa
+        assert not any("%zmm" in f for f in functions if f"llmos{len(isa)}{isa}" in f), isa
+
+
+@x86
+def test_a_compiler_that_knows_no_vnni_builds_the_other_sets(
+    tmp_path: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "old-c++"
+    refuse = 'case "$*" in *-mavxvnni*) echo "unrecognized option" >&2; exit 1;; esac'
+    old.write_text(f'#!/bin/sh\n{refuse}\nexec {" ".join(recipe.find_compiler())} "$@"\n')
+    old.chmod(0o755)
+    monkeypatch.setenv("CXX", str(old))
+    assert list(recipe.known_sets(recipe.find_compiler())) == [isa for isa in compiled if isa != "avxvnni"]
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a copy of the package whose vector kernels drop the highest bit of a 4-bit code."""
+    source = Path(llmosd.__file__).parent
+    folder = tmp_path_factory.mktemp("damaged")
+    copy = shutil.copytree(source, folder / "llmosd", ignore=shutil.ignore_patterns("lib", "__pycache__"))
+    for name, mask in (("avx2", "_mm256_set1_epi8(15)"), ("neon", "vdupq_n_s8(15)")):
+        header = copy / "runtime" / "native" / "kernels" / f"vector_{name}.h"
+        text = header.read_text()
+        assert mask in text
+        header.write_text(text.replace(mask, mask.replace("15", "7")))
+    return folder
+
+
+def test_the_recipe_runs_by_path_without_the_package(damaged: Path) -> None:
+    there = damaged / "llmosd" / "runtime" / "native"
+    script = [sys.executable, "-I", str(there / "build.py")]
+    built = subprocess.run(script, cwd=damaged, capture_output=True, text=True, check=True)
+    assert Path(built.stdout.strip()) == (there / "lib" / recipe.library().name).resolve()
+
+
+def test_kernels_that_fail_the_self_test_give_way_to_the_next(damaged: Path) -> None:
+    found = native.status()
+    assert found.path is not None
+    runnable = native.load(found.path).llmos_instruction_sets().decode().split()
+    if runnable == ["portable"]:
+        pytest.skip("this processor has no other kernels")
+    there = damaged / "llmosd" / "runtime" / "native"
+    subprocess.run([sys.executable, "-I", there / "build.py"], cwd=damaged, capture_output=True, check=True)
+    ask = "from llmosd.runtime import native; s = native.status(); print(s.available, s.isa, s.why, sep='\\n')"
+    environment = {k: v for k, v in os.environ.items() if k != native.LIBRARY_VARIABLE} | {"PYTHONPATH": str(damaged)}
+    told = subprocess.run([sys.executable, "-c", ask], env=environment, cwd=damaged, capture_output=True, text=True)
+    assert told.stdout.splitlines()[:2] == ["True", "portable"], told.stderr
+    assert "native operators for portable" in told.stdout
+    assert all(f"not for {isa}: the self-test" in told.stdout for isa in runnable[:-1])
 
 
 def test_sessions_share_the_process() -> None:

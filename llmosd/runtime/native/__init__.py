@@ -38,7 +38,7 @@ class NativeStatus:
 
 @functools.cache
 def status() -> NativeStatus:
-    """Find, load and test the library once for this process."""
+    """Find, load and test the library once for this process, and choose among its sets of kernels."""
     path = Path(os.environ.get(LIBRARY_VARIABLE) or _build.library())
     command = f"run `python {_build.HERE / 'build.py'}`"
     if not path.exists():
@@ -49,11 +49,12 @@ def status() -> NativeStatus:
         return NativeStatus(False, path, f"onnxruntime {onnxruntime.__version__} is not within >= 1.20, < 2")
     try:
         library = load(path)
-        _self_test(path)
+        failures = _choose_kernels(path, library)
     except (OSError, ModelError) as error:
         return NativeStatus(False, path, f"the native operators do not work here: {error}")
     isa, compiler = library.llmos_instruction_set().decode(), library.llmos_compiler().decode()
-    return NativeStatus(True, path, f"native operators for {isa}, built by {compiler}", compiler, isa)
+    why = "; ".join([f"native operators for {isa}, built by {compiler}", *(f"not for {one}" for one in failures)])
+    return NativeStatus(True, path, why, compiler, isa)
 
 
 def register(options: onnxruntime.SessionOptions) -> None:
@@ -65,9 +66,10 @@ def register(options: onnxruntime.SessionOptions) -> None:
 
 
 def load(path: Path) -> ctypes.CDLL:
-    """The library's entry points beside the operators: drawing tokens, facts about the build, kernels for tests."""
+    """The library's entry points beside the operators: drawing tokens, facts about the build, choice of kernels."""
     library = ctypes.CDLL(str(path))
     library.llmos_instruction_set.restype = ctypes.c_char_p
+    library.llmos_instruction_sets.restype = ctypes.c_char_p
     library.llmos_compiler.restype = ctypes.c_char_p
     library.llmos_use_kernels.argtypes = [ctypes.c_char_p]
     pointer, count = ctypes.c_void_p, ctypes.c_int64
@@ -84,7 +86,17 @@ def _supported(version: str) -> bool:
     return major == FIRST_VERSION[0] and minor >= FIRST_VERSION[1]
 
 
-def _self_test(path: Path) -> None:
-    from llmosd.runtime.native.selftest import run  # imports onnx, which only a daemon that loads a model needs
+def _choose_kernels(path: Path, library: ctypes.CDLL) -> list[str]:
+    """Use the best kernels that pass the self-test; returns the better ones that did not. ModelError if none passes."""
+    from llmosd.runtime.native import selftest  # imports onnx, which only a daemon that loads a model needs
 
-    run(path)
+    failures: list[str] = []
+    for name in library.llmos_instruction_sets().decode().split():
+        library.llmos_use_kernels(name.encode())
+        try:
+            selftest.run(path)
+        except ModelError as error:
+            failures.append(f"{name}: {error}")
+        else:
+            return failures
+    raise ModelError("; ".join(failures))

@@ -30,6 +30,17 @@ FLAGS += shlex.split("-ffp-contract=off -fno-math-errno -fno-trapping-math")
 OPTIMISE = ["-O3"]
 SANITIZE = ["-O2", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+# More registers, not wider ones: 512 bits slow some processors down, and kernels are written for 256.
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=256"]
+X86_PROBE = "#include <immintrin.h>\n__m256i probe(__m256i x) {{ return {}(x, x, x); }}\n"
+# What a compiler must be able to compile, beside knowing the flags, to build a set that is not for every compiler.
+PROBES = {
+    "avx512vnni": X86_PROBE.format("_mm256_dpbusd_epi32"),
+    "avxvnni": X86_PROBE.format("_mm256_dpbusd_avx_epi32"),
+    "neon_dot": "#include <arm_neon.h>\nint32x4_t probe(int32x4_t s, int8x16_t x) { return vdotq_s32(s, x, x); }\n",
+}
+
 
 class BuildError(RuntimeError):
     """No compiler was found, or the one that was found failed; the message says what was tried."""
@@ -58,13 +69,33 @@ def sources() -> list[Path]:
 
 
 def instruction_sets() -> dict[str, list[str]]:
-    """Compiler flags of each set of kernels for this architecture."""
+    """Compiler flags of each set of kernels for this architecture, the best set first."""
     machine = platform.machine().lower()
     if machine in ("x86_64", "amd64"):
-        return {"avx2": ["-mavx2", "-mfma", "-mf16c"], "portable": []}
+        return {
+            "avx512vnni": [*AVX2, *AVX512, "-mavx512vnni"],
+            "avxvnni": [*AVX2, "-mavxvnni"],
+            "avx2": AVX2,
+            "portable": [],
+        }
     if machine in ("aarch64", "arm64"):
-        return {"neon_dot": ["-march=armv8.2-a+dotprod"], "neon": [], "portable": ["-DLLMOS_PORTABLE"]}
+        dot = ["-mcpu=generic+dotprod"]  # not -march, which Zig's compiler does not take
+        return {"neon_dot": dot, "neon": [], "portable": ["-DLLMOS_PORTABLE"]}
     return {"portable": []}
+
+
+def known_sets(compiler: list[str]) -> dict[str, list[str]]:
+    """The instruction sets that a compiler and its assembler know: one too old for a set goes without it."""
+    sets = instruction_sets()
+    return {isa: flags for isa, flags in sets.items() if isa not in PROBES or compiles(compiler, flags, PROBES[isa])}
+
+
+def compiles(compiler: list[str], flags: list[str], text: str) -> bool:
+    with tempfile.TemporaryDirectory() as scratch:
+        probe = Path(scratch) / "probe.cpp"
+        probe.write_text(text)
+        command = [*compiler, *flags, "-c", str(probe), "-o", str(probe.with_suffix(".o"))]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def compilers() -> list[list[str]]:
@@ -89,15 +120,16 @@ def find_compiler() -> list[str]:
     raise BuildError(f"no C++ compiler: tried {', '.join(tried)}; install g++ or clang++, or `pip install ziglang`")
 
 
-def objects(directory: Path) -> list[tuple[Path, Path, list[str]]]:
+def objects(directory: Path, sets: dict[str, list[str]]) -> list[tuple[Path, Path, list[str]]]:
     """Every (source, object, flags) to compile: the kernels once per instruction set, all else once."""
+    facts = [f'-DLLMOS_SOURCE_HASH="{source_hash()}"', f"-DLLMOS_SETS={' '.join(f'LLMOS_SET({isa})' for isa in sets)}"]
     jobs = []
     for source in sources():
         if source.parent.name == "kernels":
-            for isa, flags in instruction_sets().items():
+            for isa, flags in sets.items():
                 jobs.append((source, directory / f"{source.stem}-{isa}.o", [*flags, f"-DLLMOS_ISA={isa}"]))
         else:
-            jobs.append((source, directory / f"{source.stem}.o", [f'-DLLMOS_SOURCE_HASH="{source_hash()}"']))
+            jobs.append((source, directory / f"{source.stem}.o", facts))
     return jobs
 
 
@@ -110,7 +142,7 @@ def run(command: list[str]) -> None:
 def compile_into(directory: Path, target: Path, sanitize: bool) -> None:
     compiler = find_compiler()
     flags = [*FLAGS, *(SANITIZE if sanitize else OPTIMISE)]
-    jobs = objects(directory)
+    jobs = objects(directory, known_sets(compiler))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(lambda job: run([*compiler, *flags, *job[2], "-c", str(job[0]), "-o", str(job[1])]), jobs):
             pass

@@ -32,7 +32,7 @@ def pack_q4(codes: Bytes, scales: Floats, minima: Floats) -> tuple[Bytes, Halves
 
 
 def pack_q8(codes: NDArray[np.int8], scales: Floats) -> tuple[Bytes, Halves]:
-    """Pack 8-bit blocks, weight = scale · code: codes [N, K] in -127 … 127, scales [N, K / 32]."""
+    """Pack 8-bit blocks, weight = scale · code: codes [N, K], scales [N, K / 32]."""
     blocks = _groups(codes.view(np.uint8)).reshape(-1, COLUMNS, codes.shape[1] // BLOCK, 8, 4)
     packed = blocks.transpose(0, 2, 3, 1, 4)
     return np.ascontiguousarray(packed).reshape(-1), _by_block(scales).astype(np.float16).reshape(-1)

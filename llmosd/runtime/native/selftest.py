@@ -1,4 +1,7 @@
-"""One small session through every operator, compared with numpy: the ABI is what we think it is, on this machine."""
+"""One small session through every operator, compared with numpy: the ABI is what we think it is, on this machine.
+
+The quantised layers also run on integers whose products and sums float32 holds: these have to come out to the bit.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from llmosd.errors import ModelError
 from llmosd.runtime.native.packing import pack_f32, pack_q4, pack_q8
 
 SIZE = 32
+EXACT_ROWS = 5  # a whole tile of rows, and one more
 TOLERANCE = 0.02
 """Relative to the largest output; int8 activations alone cost about 0.005."""
 
@@ -25,13 +29,16 @@ def run(path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((3, 3 * SIZE), np.float32)
     try:
-        got = _session(path).run(None, _inputs(x))[0]
+        got, exact8, exact4 = _session(path).run(None, _inputs(x))
     except (Fail, InvalidArgument, RuntimeError) as error:
         raise ModelError(f"the self-test could not run: {error}") from error
     expected = _expected(x)
     worst = float(np.abs(got - expected).max() / np.abs(expected).max())
     if not worst <= TOLERANCE:
         raise ModelError(f"the self-test's numbers are off by {worst:.3g} of the largest")
+    integers, eight, four = _integers()
+    if not (np.array_equal(exact8, integers @ eight.T) and np.array_equal(exact4, integers @ (four.T - np.float32(8)))):
+        raise ModelError("the self-test's sums of integers are not exact")
 
 
 def _weights() -> tuple[NDArray[np.int8], NDArray[np.uint8], NDArray[np.float32]]:
@@ -41,22 +48,41 @@ def _weights() -> tuple[NDArray[np.int8], NDArray[np.uint8], NDArray[np.float32]
     return eight, four, rng.standard_normal((SIZE, SIZE), np.float32)
 
 
+def _integers() -> tuple[NDArray[np.float32], NDArray[np.int8], NDArray[np.uint8]]:
+    """Activations that are their own codes, for each block's largest is 127, and weights with the extreme ones."""
+    rng = np.random.default_rng(2)
+    x = rng.integers(-127, 128, (EXACT_ROWS, 2 * SIZE)).astype(np.float32)
+    x[:, ::SIZE] = 127
+    eight = rng.integers(-128, 128, (SIZE, 2 * SIZE), np.int8)
+    eight[0] = -128
+    return x, eight, rng.integers(0, 16, (SIZE, 2 * SIZE), np.uint8)
+
+
 def _session(path: Path) -> onnxruntime.InferenceSession:
-    """PagedAttention → 8-bit → 4-bit → SwiGLU → float32, each of 32 columns."""
+    """PagedAttention → 8-bit → 4-bit → SwiGLU → float32, each of 32 columns; beside them 8-bit and 4-bit, exact."""
     eight, four, dense = _weights()
+    _, exact8, exact4 = _integers()
+    unit = np.ones((SIZE, 2), np.float32)
     ones = np.full((SIZE, 1), 0.01, np.float32)
     packed8, scales8 = pack_q8(eight, ones)
     packed4, scales4 = pack_q4(four, np.full((2 * SIZE, 1), 0.1, np.float32), np.full((2 * SIZE, 1), -0.75, np.float32))
+    packed_exact8, units8 = pack_q8(exact8, unit)
+    packed_exact4, units4 = pack_q4(exact4, unit, -8 * unit)
     constants: dict[str, NDArray[Any]] = {
         "w8": packed8,
         "s8": scales8,
         "w4": packed4,
         "s4": scales4,
         "w32": pack_f32(dense),
+        "e8": packed_exact8,
+        "u8": units8,
+        "e4": packed_exact4,
+        "u4": units4,
     }
     pages = ["qkv", "k", "v", "cumulative", "past", "table", "cos", "sin"]
-    types = [TensorProto.FLOAT] * 3 + [TensorProto.INT32] * 3 + [TensorProto.FLOAT] * 2
-    shapes = [[None, None], [None] * 4, [None] * 4, [None], [None], [None, None], [None, None], [None, None]]
+    names = [*pages, "integers"]
+    types = [TensorProto.FLOAT] * 3 + [TensorProto.INT32] * 3 + [TensorProto.FLOAT] * 3
+    shapes = [[None] * 2, [None] * 4, [None] * 4, [None], [None], [None] * 2, [None] * 2, [None] * 2, [None] * 2]
     node = functools.partial(helper.make_node, domain="llmos", threads=1)
     nodes = [
         node("PagedAttention", pages, ["a"], num_heads=1, kv_num_heads=1, scale=SIZE**-0.5),
@@ -64,12 +90,14 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
         node("QLinear", ["b", "w4", "s4"], ["c"], N=2 * SIZE, K=SIZE, bits=4),
         node("SwiGLU", ["c"], ["d"]),
         node("Linear", ["d", "w32"], ["y"], N=SIZE, K=SIZE),
+        node("QLinear", ["integers", "e8", "u8"], ["y8"], N=SIZE, K=2 * SIZE, bits=8),
+        node("QLinear", ["integers", "e4", "u4"], ["y4"], N=SIZE, K=2 * SIZE, bits=4),
     ]
     graph = helper.make_graph(
         nodes,
         "selftest",
-        [helper.make_tensor_value_info(n, t, s) for n, t, s in zip(pages, types, shapes, strict=True)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, None])],
+        [helper.make_tensor_value_info(n, t, s) for n, t, s in zip(names, types, shapes, strict=True)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None]) for name in ("y", "y8", "y4")],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("llmos", 1)]
@@ -91,6 +119,7 @@ def _inputs(qkv: NDArray[np.float32]) -> dict[str, NDArray[np.generic]]:
         "table": np.array([[1]], np.int32),
         "cos": np.ones((count, SIZE // 2), np.float32),
         "sin": np.zeros((count, SIZE // 2), np.float32),
+        "integers": _integers()[0],
     }
 
 

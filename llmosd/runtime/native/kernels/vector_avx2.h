@@ -1,4 +1,4 @@
-// AVX2 + FMA + F16C.
+// AVX2 + FMA + F16C; with VNNI, AVX-512's or its own, four int8 products and their sum are one instruction.
 #pragma once
 
 #include <immintrin.h>
@@ -78,11 +78,44 @@ inline Quad broadcast_quad(const int8_t* p) {
   return _mm256_set1_epi32(four);
 }
 
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#define LLMOS_VNNI
+inline __m256i add_products(__m256i sums, __m256i codes, __m256i x) {  // unsigned times signed, exact
+#if defined(__AVX512VNNI__)
+  return _mm256_dpbusd_epi32(sums, codes, x);
+#else
+  return _mm256_dpbusd_avx_epi32(sums, codes, x);
+#endif
+}
+#else
 // Fixes the order of a sum: compilers that regroup integer additions compute all products first and spill them.
 inline void settle(__m256i& sums) { asm("" : "+x"(sums)); }
 
-// Sum over a block of unsigned 4-bit codes times int8. 8 products pairs fit 16 bits: 15 · 127 · 2 · 8 = 30,480 <
-// 32,768.
+inline __m256i add_products(__m256i sums, __m256i codes, __m256i x) {  // exact while two products fit 16 bits
+  const __m256i pairs = _mm256_maddubs_epi16(codes, x);
+  sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  settle(sums);
+  return sums;
+}
+#endif
+
+// Sum over a block of int8 times int8: |w| · (x with w's sign), as the product instruction wants one side unsigned.
+// Exact for w = -128 too, whose magnitude is an unsigned 128; activations are at least -127.
+struct Dot8 {
+  __m256i sums = _mm256_setzero_si256();
+  void add(Bytes w, Quad x) { sums = add_products(sums, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w)); }
+  F8 value() const { return _mm256_cvtepi32_ps(sums); }
+};
+
+// Sum over a block of unsigned 4-bit codes times int8.
+#if defined(LLMOS_VNNI)
+struct Dot4 {
+  __m256i sums = _mm256_setzero_si256();
+  void add(Bytes w, Quad x) { sums = add_products(sums, w, x); }
+  F8 value() const { return _mm256_cvtepi32_ps(sums); }
+};
+#else
+// 8 pairs of products fit 16 bits: 15 · 127 · 2 · 8 = 30,480 < 32,768.
 struct Dot4 {
   __m256i sums = _mm256_setzero_si256();
   void add(Bytes w, Quad x) {
@@ -91,17 +124,7 @@ struct Dot4 {
   }
   F8 value() const { return _mm256_cvtepi32_ps(_mm256_madd_epi16(sums, _mm256_set1_epi16(1))); }
 };
-
-// Sum over a block of int8 times int8: |w| · (x with w's sign), as the product instruction wants one side unsigned.
-struct Dot8 {
-  __m256i sums = _mm256_setzero_si256();
-  void add(Bytes w, Quad x) {
-    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-    settle(sums);
-  }
-  F8 value() const { return _mm256_cvtepi32_ps(sums); }
-};
+#endif
 
 }  // namespace LLMOS_ISA
 }  // namespace llmos
