@@ -55,11 +55,11 @@ def floor(model: InstalledModel, method: str, batch: int, context: int, prompt: 
     decodes = batch if method != "prefill" else 0
     fed = decodes + prompt
     config, g = Config(), model.geometry
-    page = bytes_per_page(g, config.page_tokens, config.kv_format)
+    token_bytes = bytes_per_page(g, 1, config.kv_format)
     weight_bytes, layer_weights = _weights(model.source)
     head_weights = g.vocab * g.hidden
     attended = decodes * context + prompt * prompt / 2
-    read = weight_bytes + (decodes * context + prompt) * page / config.page_tokens
+    read = weight_bytes + (decodes * context + prompt) * token_bytes
     flops = 2.0 * (layer_weights * fed + head_weights * (decodes + bool(prompt)))
     flops += 4 * g.layers * g.heads * g.head_dim * attended
     by_memory, by_compute = read / limits.gb_per_s / 1e6, flops / limits.gflop_per_s / 1e6
