@@ -51,7 +51,7 @@ def measure(
 ) -> dict[int, tuple[float, ...]]:
     """Time a decode batch at each thread count in turn, round after round, so that a slow spell hits all alike.
 
-    Threads do not spin, as in the daemon: a spinning pair that has to share a core with others times them, not itself.
+    Threads wait awake between operators for a moment, as they do in the daemon unless it is told otherwise.
     """
     samples: dict[int, list[float]] = {count: [] for count in counts}
     done, total = 0, ROUNDS * len(counts)
@@ -78,7 +78,7 @@ def _step_seconds(model: InstalledModel, backend: Backend, threads: int) -> floa
         pages=SEQUENCES * columns,
         page_tokens=PAGE_TOKENS,
         threads=threads,
-        spin=False,
+        spin=True,
     )
     step = (
         np.arange(100, 100 + SEQUENCES),
