@@ -50,11 +50,15 @@ class PrefixReuse:
 
     # ---- in prefill
 
+    def is_at_border(self, sequence: Sequence) -> bool:
+        """Whether the tree may have the page that comes next."""
+        return self._remember and sequence.past % self._size == 0
+
     def advance(self, sequence: Sequence) -> int:
         """Adopt whatever follows in the tree by now; the number of pages, which were promised to the request."""
-        if not self._remember or sequence.past % self._size:
-            return 0
         pages = 0
+        if not self.is_at_border(sequence):
+            return pages
         while sequence.past + self._size <= self._end(sequence):
             node = self._cache.find(self._place(sequence), _bytes(sequence, sequence.past, sequence.past + self._size))
             if node is None:
@@ -65,7 +69,7 @@ class PrefixReuse:
 
     def partial(self, sequence: Sequence) -> tuple[Node | None, int]:
         """(page, tokens) of the tree worth copying from at the border where the sequence stands."""
-        if not self._remember or sequence.past % self._size:
+        if not self.is_at_border(sequence):
             return None, 0
         node, common = self._cache.closest(self._place(sequence), self._ahead(sequence))
         return (node, common) if common >= self._worth_copying else (None, 0)
@@ -77,9 +81,7 @@ class PrefixReuse:
         return PageCopy(node.page, target)
 
     def is_computing(self, other: Sequence, sequence: Sequence) -> bool:
-        """Whether `other`, in prefill as well, computes the page that `sequence` needs, or enough of it."""
-        if not self._remember or sequence.past % self._size:
-            return False
+        """Whether `other`, in prefill as well, computes the page at whose border `sequence` stands, or enough of it."""
         if other.node is not sequence.node or other.request.salt != sequence.request.salt:
             return False
         start = sequence.past

@@ -196,7 +196,7 @@ class Scheduler:
             if request.live[0].past == request.prompt_tokens - 1:
                 self._fork(request)
         for sequence in request.to_feed():
-            if request.state is State.PREFILL:
+            if request.forked and request.state is State.PREFILL:  # else its leader just did
                 self._go_on_from_cache(sequence, draft)
             end = min(request.feed_end(sequence), sequence.past + draft.left)
             if end > sequence.past and not self._waits_for_prefix(sequence, draft):
@@ -260,14 +260,13 @@ class Scheduler:
 
     def _waits_for_prefix(self, sequence: Sequence, draft: Draft) -> bool:
         """Whether a request that goes before it, or is in this step already, computes what it needs next."""
-        if sequence.request.state is not State.PREFILL:
+        if sequence.request.state is not State.PREFILL or not self.reuse.is_at_border(sequence):
             return False
-        fed = {part.sequence for part in draft.sequences}
         rank = self.policy.rank(sequence.request)
         for request in self.running:
             if request.state is State.PREFILL and request is not sequence.request:
                 other = request.to_feed()[0]
-                goes_before = other.id in fed or self.policy.rank(request) < rank
+                goes_before = other in draft.fed or self.policy.rank(request) < rank
                 if goes_before and self.reuse.is_computing(other, sequence):
                     return True
         return False
