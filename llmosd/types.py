@@ -251,6 +251,11 @@ class StateChanged:
     now: Nanoseconds
     reason: str = ""
 
+    @property
+    def is_preemption(self) -> bool:
+        """A resumed request waits in the same state, and nobody took anything from it."""
+        return self.new is State.PREEMPTED and self.old is not State.SUSPENDED
+
 
 @dataclass(frozen=True, slots=True)
 class Output:

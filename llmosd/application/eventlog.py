@@ -50,7 +50,7 @@ class EventLog:
                 case Accepted(request=view):
                     text = f"accepted: {view.prompt_tokens} prompt tokens, nice {view.nice}"
                     self.note("info", "request.accepted", text, view.id)
-                case StateChanged(id=id, new=State.PREEMPTED):
+                case StateChanged(id=id, is_preemption=True):
                     self.note("warning", "request.preempted", "preempted: its pages went to others", id)
                 case Ended(request=view):
                     severity = "error" if view.state is State.FAILED else "info"

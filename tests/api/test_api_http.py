@@ -320,6 +320,7 @@ async def test_suspend_and_resume(house: House) -> None:
     done = suspended["completion_tokens"]
     assert (await house.http.get("/v1/requests/r")).json()["completion_tokens"] == done
     assert (await house.http.post("/v1/requests/r/resume")).json()["state"] == "preempted"
+    assert house.value("llmos_preemptions_total", reason="a person") == 0, "nobody took its pages"
     house.executor.pause_s = 0
     assert (await call).json()["usage"]["completion_tokens"] > done
     for action in ("suspend", "resume"):

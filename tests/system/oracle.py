@@ -88,7 +88,7 @@ class Oracle:
         life = self.lives[event.id]
         assert life.final is None
         assert event.old is life.state
-        if event.new is State.PREEMPTED and event.old is not State.SUSPENDED:
+        if event.is_preemption:
             running = [other for other in self.lives.values() if other.state in RUNNING]
             assert min(running, key=self.rank) is not life, "the top-ranked is the victim"
             assert life.gained > 0, "preempted without having gained a token"

@@ -123,7 +123,7 @@ class Metrics:
                 self._lives[view.id] = _Life(view.arrived, view.arrived + view.times.total, view.prompt_tokens)
             case StateChanged(id=id, new=State.PREFILL) if life := self._lives.get(id):
                 life.scheduled = event.now if life.scheduled is None else life.scheduled
-            case StateChanged(new=State.PREEMPTED, reason=reason):
+            case StateChanged(is_preemption=True, reason=reason):
                 self._preemptions.labels(self._model, reason).inc()
             case Ended(request=view, now=now) if life := self._lives.pop(view.id, None):
                 self._on_ended(life, view, now)
