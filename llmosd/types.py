@@ -130,10 +130,21 @@ class PageCopy:
 
 
 @dataclass(frozen=True, slots=True)
+class PageTransfer:
+    """All layers' K and V of one page between the pool and one slot of the swap file; a slot holds a page."""
+
+    page: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything the executor does in one step, in order: forget `ended`, meet `started`, copy pages, run.
 
-    Executing the same plan twice gives the same result (a failed step is retried once).
+    Page-outs and page-ins are set off before the run, go on beside it and beside later ones, and are reported when
+    they are done (`StepResult.transfers`). Until then neither page nor slot is used for anything else, but that a page
+    on its way out may still be read. A plan without sequences waits for at least one transfer under way, if there is
+    any. Executing the same plan twice gives the same result (a failed step is retried once).
     """
 
     step: int
@@ -141,6 +152,8 @@ class Plan:
     copies: tuple[PageCopy, ...] = ()
     started: tuple[SequenceStart, ...] = ()
     ended: tuple[SequenceId, ...] = ()
+    page_outs: tuple[PageTransfer, ...] = ()
+    page_ins: tuple[PageTransfer, ...] = ()
 
     @property
     def query_tokens(self) -> int:
@@ -177,6 +190,19 @@ class SequenceResult:
 
 
 @dataclass(frozen=True, slots=True)
+class TransferDone:
+    """A page-out or page-in of this or an earlier step that has ended; each is reported once.
+
+    After an error the slot holds nothing (a page-out) or the page holds garbage (a page-in).
+    """
+
+    transfer: PageTransfer
+    inward: bool
+    ns: Nanoseconds  # of work on it, waiting for others not included
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """Results by sequence, in the plan's order, and where the step's time went (nanoseconds of wall time)."""
 
@@ -184,6 +210,7 @@ class StepResult:
     sequences: tuple[SequenceResult, ...]
     run_ns: Nanoseconds = 0  # inside ONNX Runtime
     execute_ns: Nanoseconds = 0  # whole of Executor.execute
+    transfers: tuple[TransferDone, ...] = ()
 
 
 # ---------------------------------------------------------------- events
