@@ -35,6 +35,7 @@ SWITCHES = {
     "LLAMA_BUILD_TESTS": "OFF",
     "LLAMA_BUILD_EXAMPLES": "OFF",
     "LLAMA_BUILD_UI": "OFF",
+    "CMAKE_CXX_FLAGS": f"-include {Path(__file__).with_name('tileconfig.h').absolute()}",
 }
 TARGETS = ("llama", "llama-quantize", "llama-server")
 QUANTISED = ("q4_0", "q8_0", "f16")
