@@ -138,8 +138,19 @@ class PageTransfer:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolSize:
+    """The page pool of a resident model may use its first `pages` pages from now on; the memory of others is free."""
+
+    model: str
+    pages: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything the executor does in one step, in order: forget `ended`, meet `started`, copy pages, run.
+
+    Sequences, pages and rows are those of `model`; each model numbers its own. Before all else models are unloaded,
+    pools change their size, and models are loaded, each with the size of its pool.
 
     Page-outs and page-ins are set off before the run, go on beside it and beside later ones, and are reported when
     they are done (`StepResult.transfers`). Until then neither page nor slot is used for anything else, but that a page
@@ -154,6 +165,10 @@ class Plan:
     ended: tuple[SequenceId, ...] = ()
     page_outs: tuple[PageTransfer, ...] = ()
     page_ins: tuple[PageTransfer, ...] = ()
+    model: str = ""
+    unloads: tuple[str, ...] = ()
+    resizes: tuple[PoolSize, ...] = ()
+    loads: tuple[PoolSize, ...] = ()
 
     @property
     def query_tokens(self) -> int:
@@ -203,6 +218,15 @@ class TransferDone:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadDone:
+    """A model of the plan is loaded, or could not be for this reason; a model that was unloaded has no error."""
+
+    model: str
+    ns: Nanoseconds  # of wall time
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """Results by sequence, in the plan's order, and where the step's time went (nanoseconds of wall time)."""
 
@@ -211,6 +235,8 @@ class StepResult:
     run_ns: Nanoseconds = 0  # inside ONNX Runtime
     execute_ns: Nanoseconds = 0  # whole of Executor.execute
     transfers: tuple[TransferDone, ...] = ()
+    loads: tuple[LoadDone, ...] = ()  # one for each of the plan
+    unloads: tuple[LoadDone, ...] = ()
 
 
 # ---------------------------------------------------------------- events

@@ -20,6 +20,7 @@ from llmosd.runtime.page_pool import bytes_per_page
 from llmosd.runtime.paged_model import Backend, PagedModel, check_kv_format, choose_backend, pages_that_fit
 from llmosd.system.executor import Executor
 from llmosd.system.kernel import Kernel, Limits
+from llmosd.system.kernels import Kernels
 from llmosd.system.policy import POLICIES
 from llmosd.system.speculation import Speculation
 from llmosd.wire import Amdahl
@@ -38,7 +39,7 @@ class Blueprint:
     limits: Limits
     amdahl: Amdahl
 
-    def __call__(self) -> tuple[Kernel, Executor]:
+    def __call__(self) -> tuple[Kernels, Executor]:
         config, limits = self.config, self.limits
         model = PagedModel.load(
             self.model,
@@ -52,9 +53,9 @@ class Blueprint:
         )
         speculation = Speculation() if config.speculation else None
         prefixes = self._prefixes() if config.prefix_cache else None
-        kernel = Kernel(limits, POLICIES[config.policy](), speculation, prefixes)
+        kernel = Kernel(limits, POLICIES[config.policy](), speculation, prefixes, model=self.model.id)
         tokenizer = self.model.load_tokenizer()
-        return kernel, OnnxExecutor(model, tokenizer, kernel.page_table, kernel.columns)
+        return Kernels(kernel), OnnxExecutor(model, tokenizer, kernel.page_table, kernel.columns)
 
     def _prefixes(self) -> bytes:
         """What K and V depend on beside the tokens, and a secret, so that nobody can compute a page's key."""

@@ -13,7 +13,7 @@ from llmosd.application.engine_ledger import Ledger
 from llmosd.application.engine_loop import STOPPED, Inbox, Loop, Stop, death
 from llmosd.application.engine_messages import Batch, Cancel, Command, Inspect, Renice, Reply, Resume, Submit, Suspend
 from llmosd.system.executor import Executor
-from llmosd.system.kernel import Kernel
+from llmosd.system.kernels import Kernels
 from llmosd.types import Nanoseconds
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-Build = Callable[[], tuple[Kernel, Executor]]
+Build = Callable[[], tuple[Kernels, Executor]]
 
 
 class Engine(Protocol):

@@ -9,13 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from llmosd.application.engine_messages import Batch, Cancel, Command, Inspect, Renice, Reply, Resume, Submit, Suspend
 from llmosd.errors import LlmosError, StepError, Unavailable
 from llmosd.system.executor import Executor
-from llmosd.system.kernel import Kernel
+from llmosd.system.kernels import Kernels
 from llmosd.types import (
     Event,
     KernelStats,
@@ -70,7 +70,7 @@ class Loop:
 
     def __init__(
         self,
-        kernel: Kernel,
+        kernel: Kernels,
         executor: Executor,
         inbox: Inbox,
         deliver: Callable[[Batch], None],
@@ -196,13 +196,13 @@ class Loop:
     def _execute_apart(self, plan: Plan) -> StepResult:
         """Page copies first and once: a sequence that ran may have written to a page that is a copy's source."""
         try:
-            self._executor.execute(Plan(plan.step, (), plan.copies, plan.started, plan.ended))
+            self._executor.execute(replace(plan, sequences=()))
         except StepError as error:
             return _failed(plan, error.message)
         results, run_ns = list[SequenceResult](), 0
         for part in plan.sequences:
             try:
-                result = self._executor.execute(Plan(plan.step, (part,)))
+                result = self._executor.execute(Plan(plan.step, (part,), model=plan.model))
             except StepError as error:
                 results.append(SequenceResult(part.sequence, error=error.message))
             else:

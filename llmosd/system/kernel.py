@@ -17,6 +17,7 @@ from llmosd.system.request import Request, Sequence
 from llmosd.system.reuse import PrefixReuse
 from llmosd.system.scheduler import Scheduler
 from llmosd.system.speculation import Speculation
+from llmosd.system.turns import Urgency
 from llmosd.types import (
     ENDED,
     Accepted,
@@ -44,9 +45,15 @@ class Kernel:
     """Every accepted request ends finished unless cancelled or failed by an error of its own; never for memory."""
 
     def __init__(
-        self, limits: Limits, policy: Policy, speculation: Speculation | None = None, prefixes: bytes | None = None
+        self,
+        limits: Limits,
+        policy: Policy,
+        speculation: Speculation | None = None,
+        prefixes: bytes | None = None,
+        model: str = "",
     ) -> None:
         """`prefixes` turns the prefix cache on: what K and V depend on beside the tokens, and a secret."""
+        self.model = model
         self.limits = limits
         self.policy = policy
         pool = PagePool(limits.pages, PrefixCache(limits.page_tokens, prefixes or b""))
@@ -161,7 +168,12 @@ class Kernel:
         assert draft.sequences, "requests wait or run but none can be fed"
         self._events += draft.moved
         plan = Plan(
-            self._steps, tuple(draft.sequences), tuple(draft.copies), tuple(draft.started), ended=tuple(self._gone)
+            self._steps,
+            tuple(draft.sequences),
+            tuple(draft.copies),
+            tuple(draft.started),
+            ended=tuple(self._gone),
+            model=self.model,
         )
         self._in_flight = plan
         self._steps += 1
@@ -194,6 +206,16 @@ class Kernel:
     def idle(self) -> bool:
         """Whether no request waits or runs; suspended ones may be there."""
         return not self._scheduler.running and not len(self.policy)
+
+    def __contains__(self, id: RequestId) -> bool:
+        """Whether it is a live request."""
+        return id in self._requests
+
+    @property
+    def urgency(self) -> Urgency | None:
+        """The rank, but for its arrival, of whatever goes first of what runs or waits."""
+        firsts = [*self._scheduler.running[:1], self.policy.head()]
+        return min((self.policy.rank(request)[:-1] for request in firsts if request), default=None)
 
     def view(self, id: RequestId) -> RequestView:
         """A live request as of the last step or command; raises NotFound."""

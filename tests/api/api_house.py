@@ -27,6 +27,7 @@ from llmosd.runtime.gguf_reader import TokenizerFacts
 from llmosd.runtime.tokenizer import Tokenizer, tokenizer_json, tokenizer_meta
 from llmosd.system.executor import nothing
 from llmosd.system.kernel import Kernel, Limits
+from llmosd.system.kernels import Kernels
 from llmosd.system.policy import Priority
 from llmosd.system.speculation import Speculation
 from llmosd.types import Plan, RequestView, SequencePlan, SequenceResult, SequenceStart, StepResult, TokenLogprob
@@ -141,6 +142,7 @@ async def open_house(
     clock, loop = ManualClock(), asyncio.get_running_loop()
     executor = LettersExecutor(length, clock)
     recorded: list[RequestView] = []
+    prefix_secret = b"a secret" if prefixes else None
 
     async def record(view: RequestView) -> None:
         await asyncio.sleep(0)
@@ -149,8 +151,8 @@ async def open_house(
     def deliver(batch: Batch) -> None:
         loop.call_soon_threadsafe(service.dispatch, batch)
 
-    def build() -> tuple[Kernel, LettersExecutor]:
-        return Kernel(limits, Priority(), speculation, b"a secret" if prefixes else None), executor
+    def build() -> tuple[Kernels, LettersExecutor]:
+        return Kernels(Kernel(limits, Priority(), speculation, prefix_secret, model=MODEL)), executor
 
     engine = ThreadEngine(build, deliver, lambda: clock.now)
     service = Service(engine, on_accept=record, clock=lambda: clock.now)

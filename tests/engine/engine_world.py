@@ -12,6 +12,7 @@ from llmosd.errors import ModelError, StepError
 from llmosd.prediction.cost_executor import CostModel, CostModelExecutor, ManualClock
 from llmosd.system.executor import Executor, nothing
 from llmosd.system.kernel import Kernel, Limits
+from llmosd.system.kernels import Kernels
 from llmosd.system.policy import POLICIES
 from llmosd.types import Ended, Event, Output, Plan, RequestSpec, RequestView, Sampling, StepResult
 
@@ -21,7 +22,7 @@ TICKETS = itertools.count(1)
 
 def make_kernel(slots: int = 4, queue_limit: int = 100) -> Kernel:
     limits = Limits(slots, token_budget=16, queue_limit=queue_limit, context=1000, page_tokens=4, pages=300)
-    return Kernel(limits, POLICIES["fcfs"]())
+    return Kernel(limits, POLICIES["fcfs"](), model="m")
 
 
 def make_executor() -> CostModelExecutor:
@@ -29,16 +30,16 @@ def make_executor() -> CostModelExecutor:
     return CostModelExecutor(CostModel(1, 1, 1, 0), lambda _start: 10**9, ManualClock())
 
 
-def build() -> tuple[Kernel, Executor]:
-    return make_kernel(), make_executor()
+def build() -> tuple[Kernels, Executor]:
+    return Kernels(make_kernel()), make_executor()
 
 
-def build_paced() -> tuple[Kernel, Executor]:
+def build_paced() -> tuple[Kernels, Executor]:
     """Slow enough to act while a request runs."""
-    return make_kernel(), Hooked(make_executor(), lambda _plan: time.sleep(0.002))
+    return Kernels(make_kernel()), Hooked(make_executor(), lambda _plan: time.sleep(0.002))
 
 
-def build_nothing() -> tuple[Kernel, Executor]:
+def build_nothing() -> tuple[Kernels, Executor]:
     raise ModelError("there is no model")
 
 

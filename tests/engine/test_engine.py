@@ -15,6 +15,8 @@ from llmosd.application.engine import Build, Cancel, Inspect, Submit, ThreadEngi
 from llmosd.errors import StepError, Unavailable
 from llmosd.system.executor import Executor, nothing
 from llmosd.system.kernel import Kernel
+from llmosd.system.kernels import Kernels
+from llmosd.system.policy import Fcfs
 from llmosd.types import Ended, Plan, State, StepResult
 
 Start = Callable[..., ThreadEngine]
@@ -22,7 +24,7 @@ Start = Callable[..., ThreadEngine]
 
 @pytest.fixture
 def start(launch: Callable[[Build], ThreadEngine]) -> Start:
-    return lambda executor, kernel=None: launch(lambda: (kernel or make_kernel(), executor))
+    return lambda executor, kernel=None: launch(lambda: (Kernels(kernel or make_kernel()), executor))
 
 
 def submit(engine: ThreadEngine, *ids: str, prompt: int | list[int] = 10, n: int = 1) -> None:
@@ -141,7 +143,7 @@ def test_an_idle_engine_has_checked_its_kernel_and_does_nothing(listener: Listen
         return time.monotonic_ns()
 
     limits = make_kernel().limits
-    engine = ThreadEngine(lambda: (Watched(limits, make_kernel().policy), make_executor()), listener, clock)
+    engine = ThreadEngine(lambda: (Kernels(Watched(limits, Fcfs(), model="m")), make_executor()), listener, clock)
     engine.start()
     submit(engine, "a")
     listener.ended("a")

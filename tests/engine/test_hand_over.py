@@ -16,6 +16,7 @@ from llmosd.application.engine import Batch, Cancel, Inspect, Renice, Submit
 from llmosd.application.engine_loop import Inbox, Loop, Stop
 from llmosd.errors import StepError
 from llmosd.system.executor import nothing
+from llmosd.system.kernels import Kernels
 from llmosd.types import Accepted, Ended, Event, Output, Plan, RequestView, State, StepResult
 
 EARLY, LATE, DEFECT = "fails before it computes", "fails after it computed", "dies"
@@ -60,7 +61,7 @@ class World:
     def run(self, commands: Iterable[Message]) -> None:
         for command in commands:
             self.inbox.put(command)
-        Loop(make_kernel(), self, self.inbox, self.batches.append, lambda: next(self._time)).run()
+        Loop(Kernels(make_kernel()), self, self.inbox, self.batches.append, lambda: next(self._time)).run()
 
     def execute(self, plan: Plan, meanwhile: Callable[[], None] = nothing) -> StepResult:
         number, self.executions = self.executions, self.executions + 1

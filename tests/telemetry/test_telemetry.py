@@ -30,6 +30,7 @@ from llmosd.config import Config
 from llmosd.hardware.probes import HostProbe
 from llmosd.prediction.cost_executor import CostModel, CostModelExecutor, ManualClock
 from llmosd.system.kernel import Kernel, Limits
+from llmosd.system.kernels import Kernels
 from llmosd.system.policy import Fcfs
 from llmosd.types import RequestSpec, Sampling
 from llmosd.wire import EventMessage, Status
@@ -50,7 +51,7 @@ async def daemon(config: Config) -> AsyncIterator[tuple[Service, Telemetry, Bus]
     def deliver(batch: Batch) -> None:
         loop.call_soon_threadsafe(service.dispatch, batch)
 
-    engine = ThreadEngine(lambda: (Kernel(LIMITS, Fcfs()), executor), deliver, lambda: clock.now)
+    engine = ThreadEngine(lambda: (Kernels(Kernel(LIMITS, Fcfs(), model="formula")), executor), deliver, lambda: clock.now)
     service = Service(engine, on_accept=store.record_accepted, clock=lambda: clock.now)
     events = EventLog(config.node)
     bus = Bus(partial(ensure_broker, config), Status(config.node, "online", time.time(), os.getpid()), events)
