@@ -24,6 +24,19 @@ from llmosd.types import KvFormat, WeightFormat
 PREFIX = "LLMOS_"
 FILE = "config.toml"
 PORT, COUNT, POSITIVE = range(65536), range(2**31), range(1, 2**31)
+UNITS = {"": 1, "B": 1} | {
+    prefix + ending: base**power
+    for power, prefix in enumerate("KMGT", 1)
+    for ending, base in (("B", 1000), ("iB", 1024), ("", 1024))
+}
+
+
+class Bytes(int):
+    """A size, said in the largest binary unit that divides it."""
+
+    def __str__(self) -> str:
+        unit = next((unit for unit in ("TiB", "GiB", "MiB", "KiB") if self and self % UNITS[unit] == 0), None)
+        return f"{self // UNITS[unit]}{unit}" if unit else int.__repr__(self)
 
 
 def _option(default: Any, help: str, *, range_: range | None = None, choices: tuple[str, ...] = ()) -> Any:
@@ -76,6 +89,10 @@ class Config:
     page_tokens: int = _option(
         0, "tokens a page holds; 0 is what suits the device", choices=("0", "16", "32", "64", "128", "256")
     )
+    swap: Bytes = _option(
+        Bytes(4 << 30), "disk that extends the KV pool, in bytes or as 2GiB, and at most what is free; 0 for none"
+    )
+    swap_directory: Path | None = _option(None, "where the swap file lies; without it in the data directory")
     context: int = _option(0, "tokens a sequence may have; 0 is what the model was trained for", range_=COUNT)
     policy: str = _option("fcfs", "order of the queue", choices=("fcfs", "priority"))
     prefix_cache: bool = _option(
@@ -151,6 +168,17 @@ def _integer(raw: Any) -> int:
     return int(raw)
 
 
+def _bytes(raw: Any) -> Bytes:
+    """A whole number, or a number with a unit: powers of 1024 but for KB, MB, GB and TB."""
+    if not isinstance(raw, str):
+        return Bytes(_integer(raw))
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([a-z]*)", raw.strip(), re.IGNORECASE)
+    units = {unit.lower(): factor for unit, factor in UNITS.items()}
+    if found is None or found[2].lower() not in units:
+        raise ValueError(raw)
+    return Bytes(float(found[1]) * units[found[2].lower()])
+
+
 def _string(raw: Any) -> str:
     if not isinstance(raw, str) or not raw:
         raise ValueError(raw)
@@ -161,21 +189,25 @@ _PARSERS: dict[type, Callable[[Any], Any]] = {
     bool: _boolean,
     int: _integer,
     str: _string,
+    Bytes: _bytes,
     Path: lambda raw: Path(_string(str(raw))).expanduser().absolute(),
 }
 _NEEDED = {
     bool: "say true or false",
     int: "a whole number is needed",
     str: "some text is needed",
+    Bytes: "a size is needed, as 2GiB or 500MB",
     Path: "a path is needed",
 }
 _TYPES: dict[str, type] = {
     "Path": Path,
+    "Path | None": Path,
     "str": str,
     "str | None": str,
     "WeightFormat": str,
     "KvFormat": str,
     "int": int,
+    "Bytes": Bytes,
     "bool": bool,
 }
 

@@ -12,6 +12,7 @@ from llmosd.runtime.detokenizer import Detokenizer
 from llmosd.runtime.distribution import Row
 from llmosd.runtime.native_sampling import best_sampler
 from llmosd.runtime.packing import Packer
+from llmosd.runtime.page_transfers import PageTransfers
 from llmosd.runtime.paged_model import PagedModel
 from llmosd.runtime.sampling import Draw
 from llmosd.runtime.stream import Stream
@@ -34,16 +35,27 @@ class OnnxExecutor:
     """An Executor over a paged model. One thread only.
 
     A sequence's state advances only after the whole step was run, and sampling can fail but single sequences: so a
-    failed plan can be executed again.
+    failed plan can be executed again. Page transfers that end beside a failed step are reported by a later one.
     """
 
-    def __init__(self, model: PagedModel, tokenizer: Tokenizer, page_table: array[int], columns: int) -> None:
-        """`page_table` is the kernel's flat array with rows of `columns` pages, read at each step."""
+    def __init__(
+        self,
+        model: PagedModel,
+        tokenizer: Tokenizer,
+        page_table: array[int],
+        columns: int,
+        transfers: PageTransfers | None = None,
+    ) -> None:
+        """`page_table` is the kernel's flat array with rows of `columns` pages, read at each step.
+
+        Without `transfers` plans may not ask for any.
+        """
         self._model = model
         self._tokenizer = tokenizer
         self._packer = Packer(page_table, columns, model.page_tokens)
         self._vocab = min(model.geometry.vocab, tokenizer.vocab_size)  # rows of logits may be padded beyond the tokens
         self._sampler = best_sampler(model.threads)
+        self._transfers = transfers
         self._sequences: dict[SequenceId, _Sequence] = {}
 
     def execute(self, plan: Plan, meanwhile: Callable[[], None] = nothing) -> StepResult:
@@ -52,7 +64,8 @@ class OnnxExecutor:
         self._prepare(plan)
         sampled, run_ns = self._run(plan.sequences, meanwhile)
         results = tuple(sampled.get(part.sequence) or SequenceResult(part.sequence) for part in plan.sequences)
-        return StepResult(plan.step, results, run_ns, time.perf_counter_ns() - began)
+        finished = self._transfers.finished(at_least_one=not plan.sequences) if self._transfers else ()
+        return StepResult(plan.step, results, run_ns, time.perf_counter_ns() - began, finished)
 
     def _prepare(self, plan: Plan) -> None:
         for sequence in plan.ended:
@@ -61,6 +74,10 @@ class OnnxExecutor:
             self._sequences[start.sequence] = _Sequence(start)
         for copy in plan.copies:
             self._model.copy_page(copy.source, copy.target)
+        if self._transfers:
+            self._transfers.start(plan)
+        else:
+            assert not plan.page_outs and not plan.page_ins, "pages are to be swapped without a swap file"
 
     def _run(
         self, parts: tuple[SequencePlan, ...], meanwhile: Callable[[], None]

@@ -13,6 +13,7 @@ from llmosd.runtime.geometry import Geometry
 from llmosd.types import KvFormat
 
 Int32 = NDArray[np.int32]
+Bytes = NDArray[np.uint8]
 SCALE_BYTES = 4
 
 
@@ -79,6 +80,11 @@ class HostPool:
         self.values: list[NDArray[Any]] = [
             np.zeros((pages, g.kv_heads, page_tokens, size), kind) for _ in range(g.layers)
         ]
+        self._bytes = [array.reshape(pages, -1).view(np.uint8) for _, array in self.inputs()]
+
+    @property
+    def page_bytes(self) -> int:
+        return sum(array.shape[1] for array in self._bytes)
 
     def inputs(self) -> Iterator[tuple[str, NDArray[Any]]]:
         for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
@@ -89,6 +95,18 @@ class HostPool:
         for _, array in self.inputs():
             array[target] = array[source]
 
+    def read_page(self, page: int, into: Bytes) -> None:
+        """K and V of all layers of one page to the beginning of a buffer."""
+        np.concatenate([array[page] for array in self._bytes], out=into[: self.page_bytes])
+
+    def write_page(self, page: int, content: Bytes) -> None:
+        """What `read_page` gave, to this or another page."""
+        start = 0
+        for array in self._bytes:
+            array[page] = content[start : start + array.shape[1]]
+            start += array.shape[1]
+
     def clear(self) -> None:
         self.keys.clear()
         self.values.clear()
+        self._bytes.clear()

@@ -49,12 +49,13 @@ class PagedModel:
         session = open_session(graph, backend, kv_format, threads, spin)
         self._session = BoundSession(session, geometry.vocab, copies=backend == "cuda")
         self._pool: Pool
+        self.host_pool: HostPool | None = None  # where the pages lie in this process's memory
         self._rows: HostRows | None = None
         if backend == "cuda":
             self._pool = DevicePool(geometry, pages=pages, page_tokens=page_tokens, device="cuda")
         else:
-            self._pool = host = HostPool(geometry, pages=pages, page_tokens=page_tokens, kv_format=kv_format)
-            self._rows = HostRows(geometry, host) if backend == "gather" else None
+            self._pool = self.host_pool = HostPool(geometry, pages=pages, page_tokens=page_tokens, kv_format=kv_format)
+            self._rows = HostRows(geometry, self.host_pool) if backend == "gather" else None
         self.keys, self.values = self._pool.keys, self._pool.values  # by layer; in place, as the graph sees them
         for name, array in self._pool.inputs():
             self._session.bind(name, array)

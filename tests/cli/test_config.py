@@ -8,7 +8,7 @@ import pytest
 
 from llmosd import config
 from llmosd.application.cli import main
-from llmosd.config import OPTIONS
+from llmosd.config import OPTIONS, Bytes
 from llmosd.errors import ConfigError
 
 
@@ -32,6 +32,8 @@ def test_flags_beat_environment_beats_file_beats_default(tmp_path: Path) -> None
         ("page_tokens", "17", "16, 32, 64, 128"),
         ("strict", "perhaps", "true or false"),
         ("node", "a/b", "letters"),
+        ("swap", "-1", "2GiB"),
+        ("swap", "2 gallons", "2GiB"),
     ],
 )
 def test_what_cannot_be_used_is_named_with_its_source_and_a_remedy(
@@ -55,12 +57,28 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, words: str) -> None:
     assert words in error.value.message and str(tmp_path) in error.value.message
 
 
+@pytest.mark.parametrize(
+    ("text", "size", "said"),
+    [
+        ("0", 0, "0"),
+        ("4097", 4097, "4097"),
+        ("2GiB", 2 << 30, "2GiB"),
+        ("1.5 g", 3 << 29, "1536MiB"),
+        ("500MB", 500_000_000, "500000000"),
+        ("64kib", 1 << 16, "64KiB"),
+    ],
+)
+def test_sizes_have_units(tmp_path: Path, text: str, size: int, said: str) -> None:
+    settings = config.load({"swap": text}, {"LLMOS_HOME": str(tmp_path)})
+    assert settings.swap == size and str(settings.swap) == said
+
+
 def test_every_option_can_be_given_in_every_way(tmp_path: Path) -> None:
-    other: dict[type, Any] = {bool: True, int: 32, str: "x", Path: tmp_path}
+    other: dict[type, Any] = {bool: True, int: 32, Bytes: 4096, str: "x", Path: tmp_path}
     for option in OPTIONS[1:]:
         value = option.choices[-1] if option.choices else other[option.type]
         value = int(value) if option.type is int else value
-        literal = json.dumps(value)
+        literal = json.dumps(value, default=str)
         (tmp_path / "config.toml").write_text(f"{option.name} = {literal}")
         home = {"LLMOS_HOME": str(tmp_path)}
         given = [

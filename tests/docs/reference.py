@@ -41,7 +41,9 @@ def options() -> Rows:
 def _default(option: Option) -> str:
     if option.computed:
         return "of the platform" if option.name == "home" else "the host's name"
-    return "none" if option.default is None else f"`{str(option.default).lower()}`"
+    if option.default is None:
+        return "none"
+    return f"`{str(option.default).lower() if isinstance(option.default, bool) else option.default}`"
 
 
 def _meaning(option: Option) -> str:

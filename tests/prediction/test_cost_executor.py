@@ -4,7 +4,18 @@ from llmosd.prediction.cost_executor import CostModel, CostModelExecutor, Manual
 from llmosd.system.executor import Executor
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy.fcfs import Fcfs
-from llmosd.types import Ended, FinishReason, Output, Plan, RequestSpec, Sampling, SequencePlan, SequenceStart
+from llmosd.types import (
+    Ended,
+    FinishReason,
+    Output,
+    PageTransfer,
+    Plan,
+    RequestSpec,
+    Sampling,
+    SequencePlan,
+    SequenceStart,
+    TransferDone,
+)
 
 COST = CostModel(step=1000, prefill=10, decode=100, context=0.5)
 
@@ -44,3 +55,21 @@ def test_a_run_takes_the_sum_of_its_steps_and_gives_each_choice_its_length() -> 
     assert ended["stop"].times.total == clock.now - 50
     outputs = [event for event in events if isinstance(event, Output) and event.id == "stop" and event.choice == 1]
     assert [event.tokens for event in outputs] == [(0,), (1,), (2,)]
+
+
+def test_pages_move_beside_the_steps_one_after_the_other() -> None:
+    """The disk is busy until 2×700 + 300 = 1700 ns from the first plan on; a step takes 1100."""
+    clock = ManualClock(now=50)
+    cost = CostModel(step=1000, prefill=10, decode=100, context=0, page_out=700, page_in=300)
+    executor = CostModelExecutor(cost, lambda _: 9, clock)
+    outs = PageTransfer(1, 4), PageTransfer(2, 5)
+    inward = PageTransfer(3, 6)
+    start = SequenceStart(0, 0, [1], Sampling(max_tokens=5))
+    plan = Plan(0, (SequencePlan(0, 0, [1], past=0, sample=True),), (), (start,), page_outs=outs, page_ins=(inward,))
+    assert executor.execute(plan).transfers == (TransferDone(outs[0], False, 700),)
+    assert clock.now == 50 + 1100
+    assert executor.execute(plan).transfers == (TransferDone(outs[1], False, 700), TransferDone(inward, True, 300))
+    assert executor.execute(Plan(1, (), page_ins=(inward,))).transfers == (TransferDone(inward, True, 300),)
+    assert clock.now == 50 + 2 * 1100 + 300, "a step without sequences takes as long as the transfer it waits for"
+    assert executor.execute(Plan(2, ())).transfers == ()
+    assert clock.now == 50 + 2 * 1100 + 300
