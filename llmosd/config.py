@@ -2,7 +2,7 @@
 
 Every field of `Config` with an `_option` is a row of the one table that drives the command line's flags, the
 environment's `LLMOS_<NAME>`, the keys of `$LLMOS_HOME/config.toml` and the README. Precedence: flags > environment >
-file > default. `Config.sources` says where each value came from.
+file > default. `Config.sources` says where each value came from. Quotas are tables, and so are in the file only.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 
 from platformdirs import user_data_dir
 
+from llmosd import quota_config
 from llmosd.errors import ConfigError
-from llmosd.types import KvFormat, WeightFormat
+from llmosd.types import UNLIMITED, KvFormat, Quotas, WeightFormat
 
 PREFIX = "LLMOS_"
 FILE = "config.toml"
@@ -101,6 +102,7 @@ class Config:
     queue_limit: int = _option(1024, "requests that may wait", range_=POSITIVE)
     log_prompts: bool = _option(False, "show and store the beginning of each prompt")
     log_level: str = _option("info", "least severe log line", choices=("debug", "info", "warning", "error"))
+    quotas: Quotas = UNLIMITED
     sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -227,7 +229,8 @@ def load(flags: Mapping[str, Any] | None = None, env: Mapping[str, str] | None =
     file = _read(path)
     for option in rest:
         values[option.name], sources[option.name] = _resolve(option, flags, env, file, str(path))
-    return Config(**values, sources=sources)
+    quotas, given = quota_config.parse(file.get(quota_config.TABLE, {}), str(path))
+    return Config(**values, quotas=quotas, sources=sources | dict.fromkeys(given, str(path)))
 
 
 def _resolve(
@@ -254,7 +257,7 @@ def _read(path: Path) -> dict[str, Any]:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"{path} is not TOML: {exc}") from exc
-    names = {option.name for option in OPTIONS} - {"home"}
+    names = {option.name for option in OPTIONS} - {"home"} | {quota_config.TABLE}
     if unknown := sorted(set(values) - names):
         raise ConfigError(f"{path}: unknown key {unknown[0]!r}; `llmosd config` lists the keys", param=unknown[0])
     return values

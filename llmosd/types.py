@@ -6,7 +6,7 @@ request's latency sum to its total exactly. Wall-clock times are float Unix seco
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
@@ -86,6 +86,32 @@ class RequestSpec:
     created_at: float = 0.0
     label: str = ""  # short control-character-free text for a monitor; empty unless the user asked for it
     cache_salt: str = ""  # requests share prefixes with those of the same salt only
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What one user's running requests may hold at once: how many they are, pages, share of the pool.
+
+    0 requests or 0 pages is no limit. Of `pages` and `share` (above 0, at most 1) the tighter one counts.
+    """
+
+    running: int = 0
+    pages: int = 0
+    share: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Quotas:
+    """A quota for everybody, and one of their own for some users. Whoever names no user is the user ""."""
+
+    default: Quota = Quota()
+    users: Mapping[str, Quota] = field(default_factory=dict)
+
+    def of(self, user: str) -> Quota:
+        return self.users.get(user, self.default)
+
+
+UNLIMITED = Quotas()
 
 
 # ---------------------------------------------------------------- plan → execute → commit
@@ -285,6 +311,8 @@ class RequestView:
     error: str | None = None
     label: str = ""
     reused_tokens: int = 0  # found in the prefix cache, on every admission
+    page_ns: int = 0  # integral of the pages it held over time, page·nanoseconds
+    waits_for: str = ""  # what keeps it from running, in words, where that is not its place in the queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,6 +381,23 @@ class StepStats:
 
 
 @dataclass(frozen=True, slots=True)
+class UserUsage:
+    """What a user holds now and has used since the start. `user` None: all those whose names are not kept, together.
+
+    A page that several requests share counts for each of them whole.
+    """
+
+    user: str | None
+    live: int = 0  # requests that wait, run or are suspended
+    running: int = 0
+    pages: int = 0  # held by its running requests
+    page_ns: int = 0
+    prefilled_tokens: int = 0  # computed, recomputation included
+    reused_tokens: int = 0  # found in the prefix cache instead
+    generated_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class KernelStats:
     """Gauges and counters of the kernel at one moment."""
 
@@ -378,3 +423,5 @@ class KernelStats:
     suspended: int = 0
     pages_cached: int = 0  # kept for their prefixes, nobody refers to them
     reused_tokens: int = 0  # found in the prefix cache instead of computed
+    parked: int = 0  # of the waiting, those that wait for their user's quota
+    users: tuple[UserUsage, ...] = ()  # with `requests` only

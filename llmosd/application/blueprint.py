@@ -53,7 +53,9 @@ class Blueprint:
         )
         speculation = Speculation() if config.speculation else None
         prefixes = self._prefixes() if config.prefix_cache else None
-        kernel = Kernel(limits, POLICIES[config.policy](), speculation, prefixes, model=self.model.id)
+        kernel = Kernel(
+            limits, POLICIES[config.policy](), speculation, prefixes, quotas=config.quotas, model=self.model.id
+        )
         tokenizer = self.model.load_tokenizer()
         return Kernels(kernel), OnnxExecutor(model, tokenizer, kernel.page_table, kernel.columns)
 

@@ -23,6 +23,9 @@ class RequestInfo:
     max_tokens: int
     n: int
     pages: int
+    page_s: float  # integral of pages over time
+    reused_tokens: int
+    waits_for: str
     preemptions: int
     created_at: float
     queued_ms: float
@@ -52,6 +55,9 @@ class RequestInfo:
             max_tokens=view.max_tokens,
             n=view.n,
             pages=view.pages,
+            page_s=view.page_ns / 1e9,
+            reused_tokens=view.reused_tokens,
+            waits_for=view.waits_for,
             preemptions=view.preemptions,
             created_at=view.created_at,
             queued_ms=_ms(times.queued),

@@ -24,20 +24,21 @@ def validate_nice(nice: int) -> None:
         raise InvalidRequest(f"nice must be {NICE_MIN} to {NICE_MAX}, not {nice}", param="priority")
 
 
-def resolve_max_tokens(spec: RequestSpec, limits: Limits) -> int:
-    """What was asked for if it fits the context and, alone, the pool; all that fits if nothing was asked for.
+def resolve_max_tokens(spec: RequestSpec, limits: Limits, pages: int) -> int:
+    """What was asked for if it fits the context and, alone, the `pages` that its user may hold; all that fits if
+    nothing was asked for.
 
     Raises ContextTooLong with what was asked for and what there is.
     """
     prompt, n, asked = len(spec.prompt), spec.sampling.n, spec.sampling.max_tokens
-    longest = limits.longest(prompt, n)
+    longest = limits.longest(prompt, n, pages)
     room = min(limits.context, longest) - prompt
     if room >= (asked or 1):
         return asked or room
     wanted = f"the prompt has {prompt} tokens and {asked or 'at least 1'} are to be generated"
     if limits.context <= longest:
         raise ContextTooLong(f"{wanted}, but the context holds {limits.context} tokens", param="max_tokens")
+    holder = "the page pool holds" if pages == limits.pages else f"the quota of user {spec.user!r} is {pages} pages,"
     raise ContextTooLong(
-        f"{wanted} for each of n={n}, but the page pool holds {limits.pages * limits.page_tokens} tokens",
-        param="max_tokens",
+        f"{wanted} for each of n={n}, but {holder} {pages * limits.page_tokens} tokens", param="max_tokens"
     )

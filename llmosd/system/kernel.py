@@ -6,13 +6,16 @@ One thread calls it, between steps; whatever changes something is told the time,
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 
 from llmosd.errors import InvalidRequest, NotFound, QueueFull
+from llmosd.system.accounts import Accounts
 from llmosd.system.admission import resolve_max_tokens, validate, validate_nice
 from llmosd.system.limits import Limits
 from llmosd.system.pages import PagePool, PageTable
 from llmosd.system.policy import Policy
 from llmosd.system.prefix_cache import PrefixCache
+from llmosd.system.quotas import QuotaQueue
 from llmosd.system.request import Request, Sequence
 from llmosd.system.reuse import PrefixReuse
 from llmosd.system.scheduler import Scheduler
@@ -20,6 +23,7 @@ from llmosd.system.speculation import Speculation
 from llmosd.system.turns import Urgency
 from llmosd.types import (
     ENDED,
+    UNLIMITED,
     Accepted,
     Ended,
     Event,
@@ -27,6 +31,7 @@ from llmosd.types import (
     Nanoseconds,
     Output,
     Plan,
+    Quotas,
     RequestId,
     RequestSpec,
     RequestView,
@@ -51,16 +56,18 @@ class Kernel:
         speculation: Speculation | None = None,
         prefixes: bytes | None = None,
         model: str = "",
+        quotas: Quotas = UNLIMITED,
     ) -> None:
         """`prefixes` turns the prefix cache on: what K and V depend on beside the tokens, and a secret."""
         self.model = model
         self.limits = limits
-        self.policy = policy
+        self._accounts = Accounts(quotas, limits.pages)
+        self.policy = QuotaQueue(policy, self._accounts, limits)
         pool = PagePool(limits.pages, PrefixCache(limits.page_tokens, prefixes or b""))
         self._table = PageTable(pool, limits.slots, limits.columns, limits.page_tokens)
         self._reuse = PrefixReuse(self._table, remember=prefixes is not None)
         self._speculation = speculation
-        self._scheduler = Scheduler(limits, policy, self._table, self._reuse, speculation)
+        self._scheduler = Scheduler(limits, self.policy, self._table, self._reuse, self._accounts, speculation)
         self._requests: dict[RequestId, Request] = {}  # live ones only
         self._sequences: dict[SequenceId, Sequence] = {}  # of live requests
         self._in_flight: Plan | None = None
@@ -94,8 +101,8 @@ class Kernel:
     def submit(self, spec: RequestSpec, now: Nanoseconds) -> list[Event]:
         """Accept a request into the queue.
 
-        Raises InvalidRequest, ContextTooLong (it cannot fit the context or, alone, the pool) or QueueFull, whose
-        `retry_after_s` is nominal: whoever knows the rate of completion replaces it.
+        Raises InvalidRequest, ContextTooLong (it cannot fit the context or, alone, the pool or its user's quota) or
+        QueueFull, whose `retry_after_s` is nominal: whoever knows the rate of completion replaces it.
         """
         self._advance(now)
         if spec.id in self._requests:
@@ -103,10 +110,12 @@ class Kernel:
         if spec.arrived > now:
             raise InvalidRequest("the request arrives in the future", param="arrived")
         validate(spec, self.limits)
-        max_tokens = resolve_max_tokens(spec, self.limits)
-        if len(self.policy) >= self.limits.queue_limit + self._table.free_rows:  # who finds a slot does not wait
-            raise QueueFull(f"{len(self.policy)} requests are waiting already; try again later", retry_after_s=1.0)
-        request = Request(spec, self._accepted, max_tokens, self._next_sequence, now)
+        max_tokens = resolve_max_tokens(spec, self.limits, self._accounts.most_pages(spec.user))
+        before = self.policy.before(spec.user)
+        if before >= self.limits.queue_limit + self._table.free_rows:  # who finds a slot does not wait
+            raise QueueFull(f"{before} requests are waiting already; try again later", retry_after_s=1.0)
+        account = self._accounts.open(spec.user)
+        request = Request(spec, self._accepted, max_tokens, self._next_sequence, now, account)
         self._accepted += 1
         self._next_sequence += len(request.sequences)
         self._requests[request.id] = request
@@ -226,11 +235,11 @@ class Kernel:
         views, waiting = [], 0
         for request in sorted(self._requests.values(), key=self.policy.rank):
             waiting += request.waiting
-            views.append(request.view(self._now, waiting if request.waiting else None))
+            views.append(self._view_at(request, waiting if request.waiting else None))
         return views
 
     def stats(self, requests: bool) -> KernelStats:
-        """Gauges and counters in O(running); with `requests` also all views."""
+        """Gauges and counters in O(running); with `requests` also all views, and users."""
         running, pool = self._scheduler.running, self._table.pool
         return KernelStats(
             slots=self.limits.slots,
@@ -255,12 +264,15 @@ class Kernel:
             pages_cached=pool.cache.idle,
             reused_tokens=self._reuse.hits,
             requests=tuple(self.views()) if requests else (),
+            parked=self.policy.parked,
+            users=self._accounts.usage() if requests else (),
         )
 
     def check(self) -> None:
         """Raise AssertionError unless every invariant holds; between steps only."""
         assert self._in_flight is None, "check() with a plan in flight"
         self._scheduler.check()
+        self._check_accounts()
         waiting = sum(request.waiting for request in self._requests.values())
         assert waiting == len(self.policy), "queue and states differ"
         suspended = sum(request.state is State.SUSPENDED for request in self._requests.values())
@@ -271,6 +283,17 @@ class Kernel:
         for request in self._requests.values():
             assert all(len(s.tokens) < request.max_tokens for s in request.live), f"{request.id} exceeds max_tokens"
             assert request.times(self._now).total == self._now - request.spec.arrived, f"{request.id} lost time"
+
+    def _check_accounts(self) -> None:
+        self._accounts.check()
+        charged = Counter[str]()
+        for request in self._scheduler.running:
+            charged[request.account.user] += request.pages + request.reserved
+        for account in {request.account for request in self._requests.values()}:
+            assert account.charged == charged[account.user], f"{account.user!r} is charged for other pages"
+            live = sum(request.account is account for request in self._requests.values())
+            running = sum(request.account is account for request in self._scheduler.running)
+            assert (account.live, account.running) == (live, running), f"requests of {account.user!r} are miscounted"
 
     # ---- the life of a request
 
@@ -283,6 +306,7 @@ class Kernel:
             return
         if not sequence.gained:
             self._prompt_tokens += len(part.tokens)
+            request.account.prefilled += len(part.tokens)
         sequence.past += len(part.tokens) - part.drafts + max(0, len(outcome.tokens) - 1)  # K and V of right guesses
         self._grow(sequence, outcome, events)
         if request.state is State.PREFILL and all(s.gained for s in request.live):
@@ -296,6 +320,7 @@ class Kernel:
         sequence.tokens += outcome.tokens
         sequence.gained += len(outcome.tokens)
         self._generated_tokens += len(outcome.tokens)
+        request.account.generated += len(outcome.tokens)
         if outcome.tokens and request.first_token is None:
             request.first_token = self._now
         if outcome.tokens or outcome.text or outcome.finish is not None:
@@ -334,6 +359,7 @@ class Kernel:
         del self._requests[request.id]
         for sequence in request.sequences:
             del self._sequences[sequence.id]
+        self._accounts.close(request.account)
         events.append(Ended(request.view(self._now, None), self._now))
 
     def _move(self, request: Request, state: State, reason: str, events: list[Event]) -> None:
@@ -349,12 +375,15 @@ class Kernel:
             raise NotFound(f"no live request {id}", param="id") from None
 
     def _view(self, request: Request) -> RequestView:
-        return request.view(self._now, self.policy.position(request) if request.waiting else None)
+        return self._view_at(request, self.policy.position(request) if request.waiting else None)
+
+    def _view_at(self, request: Request, position: int | None) -> RequestView:
+        return request.view(self._now, position, self.policy.waits_for(request) if request.waiting else "")
 
     def _advance(self, now: Nanoseconds) -> None:
         if now < self._now:
             raise ValueError(f"time runs backwards: {now} after {self._now}")
-        self._now = now
+        self._now = self._accounts.now = now
 
 
 def _validate_result(plan: Plan, result: StepResult) -> None:

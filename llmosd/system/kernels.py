@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import fields, replace
 
 from llmosd.errors import InvalidRequest, NotFound
+from llmosd.system.accounts import by_user
 from llmosd.system.kernel import Kernel
 from llmosd.system.turns import Turns
 from llmosd.types import Event, KernelStats, Nanoseconds, Plan, RequestId, RequestSpec, RequestView, StepResult
@@ -114,4 +115,5 @@ def _sum(stats: Iterable[KernelStats]) -> KernelStats:
         return first
     numbers = {name: sum(getattr(one, name) for one in (first, *others)) for name in _ADDED_UP}
     requests = tuple(view for one in (first, *others) for view in one.requests)
-    return replace(first, **numbers, requests=requests)
+    users = by_user(usage for one in (first, *others) for usage in one.users)
+    return replace(first, **numbers, requests=requests, users=users)

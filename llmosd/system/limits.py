@@ -42,13 +42,13 @@ class Limits:
     def pages_for(self, tokens: int) -> int:
         return -(-tokens // self.page_tokens)
 
-    def longest(self, prompt: int, n: int) -> int:
-        """Tokens that each of `n` sequences forked from one prompt can reach with the whole pool to themselves.
+    def longest(self, prompt: int, n: int, pages: int) -> int:
+        """Tokens that each of `n` sequences forked from one prompt can reach with so many pages to themselves.
 
         The full pages before the prompt's last token are held once, all later ones by each sequence.
         """
         shared = self.shared_pages(prompt)
-        return (shared + (self.pages - shared) // n) * self.page_tokens
+        return (shared + (pages - shared) // n) * self.page_tokens
 
     def shared_pages(self, prompt: int) -> int:
         """Full pages that sequences forked at the prompt's last token have in common for good."""

@@ -142,6 +142,12 @@ class PageTable:
         """Pages to be drawn before `row`, which holds `past` tokens, can take tokens up to `end`."""
         return -(-end // self.page_tokens) - self._lengths[row] + self._must_copy(row, past)
 
+    def needed_together(self, parts: list[tuple[int, int, int]]) -> int:
+        """Pages to be drawn for all of (row, past, end): the last to write to a page they share does not copy it."""
+        pages = [self._last_page(row) for row, past, _ in parts if self._must_copy(row, past)]
+        last = sum(pages.count(page) == self.pool.references(page) for page in set(pages))
+        return sum(self.needed(*part) for part in parts) - last
+
     def extend(self, row: int, past: int, end: int) -> list[PageCopy]:
         """Make positions past … end−1 of `row` writable: copy a shared last page, draw the missing ones."""
         copies = [self._unshare(row)] if self._must_copy(row, past) else []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from llmosd.system.accounts import Account, PageMeter
+from llmosd.system.limits import Limits
 from llmosd.system.lookup import Lookup
 from llmosd.system.prefix_cache import Node
 from llmosd.types import (
@@ -83,8 +85,17 @@ class Request:
     one has sampled a token since admission.
     """
 
-    def __init__(self, spec: RequestSpec, number: int, max_tokens: int, first_id: SequenceId, now: Nanoseconds) -> None:
+    def __init__(
+        self,
+        spec: RequestSpec,
+        number: int,
+        max_tokens: int,
+        first_id: SequenceId,
+        now: Nanoseconds,
+        account: Account,
+    ) -> None:
         self.spec = spec
+        self.account = account
         self.number = number  # arrival order
         self.sampling: Sampling = replace(spec.sampling, max_tokens=max_tokens)
         self.max_tokens = max_tokens
@@ -94,7 +105,7 @@ class Request:
         self.live = list(self.sequences)
         self.forked = False
         self.reserved = 0  # pages promised and not drawn yet; only while in prefill
-        self.pages = 0
+        self.held = PageMeter()
         self.reused = 0  # tokens found in the prefix cache, on every admission
         self.preemptions = 0
         self.first_token: Nanoseconds | None = None
@@ -111,6 +122,16 @@ class Request:
     @property
     def salt(self) -> str:
         return self.spec.cache_salt
+
+    @property
+    def pages(self) -> int:
+        """Pages it refers to, each counted once."""
+        return self.held.pages
+
+    def demand(self, limits: Limits) -> int:
+        """Pages for all that is to be computed plus one token for each live sequence."""
+        shared = limits.shared_pages(self.prompt_tokens) if len(self.live) > 1 else 0
+        return shared + sum(limits.pages_for(sequence.length + 1) - shared for sequence in self.live)
 
     @property
     def has_run(self) -> bool:
@@ -151,7 +172,7 @@ class Request:
             other=self._before + sum(spent.values()),
         )
 
-    def view(self, now: Nanoseconds, position: int | None) -> RequestView:
+    def view(self, now: Nanoseconds, position: int | None, waits_for: str = "") -> RequestView:
         return RequestView(
             id=self.id,
             user=self.spec.user,
@@ -172,6 +193,8 @@ class Request:
             times=self.times(now),
             finish=",".join(s.finish for s in self.sequences if s.finish) or None,
             reused_tokens=self.reused,
+            page_ns=self.held.total(now),
+            waits_for=waits_for,
             error=self.error,
             label=self.spec.label,
         )

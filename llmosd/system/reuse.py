@@ -148,6 +148,7 @@ class PrefixReuse:
     def _skip(self, sequence: Sequence, tokens: int) -> None:
         sequence.past += tokens
         sequence.request.reused += tokens
+        sequence.request.account.reused += tokens
         self.hits += tokens
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field, replace
 
+from llmosd.system.accounts import Account, Accounts
 from llmosd.system.limits import Limits
 from llmosd.system.pages import PageTable
 from llmosd.system.policy import Policy
@@ -47,7 +48,13 @@ class Scheduler:
     """Owns the running set; shares the queue (inside the policy) and the page table with the kernel."""
 
     def __init__(
-        self, limits: Limits, policy: Policy, table: PageTable, reuse: PrefixReuse, speculation: Speculation | None
+        self,
+        limits: Limits,
+        policy: Policy,
+        table: PageTable,
+        reuse: PrefixReuse,
+        accounts: Accounts,
+        speculation: Speculation | None,
     ) -> None:
         self.limits = limits
         self.policy = policy
@@ -55,6 +62,7 @@ class Scheduler:
         self.speculation = speculation
         self.pool = table.pool
         self.reuse = reuse
+        self.accounts = accounts
         self.running: list[Request] = []  # in rank order
         self.preemptions = 0
 
@@ -109,28 +117,31 @@ class Scheduler:
                 self._feed(request, draft)
 
     def _make_room(self, request: Request, draft: Draft, now: Nanoseconds) -> bool:
-        """Make the pages of its next tokens available; False when it has to sit this step out, pages kept."""
+        """Make the pages of its next tokens available; False when it has to sit this step out, pages kept.
+
+        Where its user's quota is short of them, only that user's requests are victims.
+        """
         needed = sum(self.table.needed(s.row, s.past, s.length) for s in request.live)
-        while needed > self.pool.available:
-            victim = self._victim(below=request)
+        while (short := needed > self.pool.available) or not request.account.has_room(needed):
+            victim = self._victim(below=request, of=None if short else request.account)
             if victim is None:
                 return False
-            self._preempt(victim, draft, now)
+            self._preempt(victim, "pages" if short else "quota", draft, now)
         return True
 
-    def _victim(self, *, below: Request) -> Request | None:
-        """The lowest-ranked request in decode, if it ranks below the given one (which is running)."""
+    def _victim(self, *, below: Request, of: Account | None) -> Request | None:
+        """The lowest-ranked request in decode, of this user if one is given, that ranks below the given running one."""
         for request in reversed(self.running):
             if request is below:
                 break
-            if request.state is State.DECODE:
+            if request.state is State.DECODE and (of is None or request.account is of):
                 return request
         return None
 
-    def _preempt(self, request: Request, draft: Draft, now: Nanoseconds) -> None:
+    def _preempt(self, request: Request, reason: str, draft: Draft, now: Nanoseconds) -> None:
         self.running.remove(request)
         self._vacate(request)
-        self._move(request, State.PREEMPTED, "pages", draft, now)
+        self._move(request, State.PREEMPTED, reason, draft, now)
         self.policy.add(request)
         request.preemptions += 1
         self.preemptions += 1
@@ -166,13 +177,8 @@ class Scheduler:
         if len(request.live) > self.table.free_rows:
             return None
         spare, path = self.limits.slots - self.table.free_rows, self.reuse.path(request)
-        demand = self._demand(request) - len(path) + self.reuse.idle(path)
+        demand = request.demand(self.limits) - len(path) + self.reuse.idle(path)
         return path if demand + spare <= self.pool.available else None
-
-    def _demand(self, request: Request) -> int:
-        """Pages for all that is to be computed plus one token for each live sequence."""
-        shared = self.limits.shared_pages(request.prompt_tokens) if len(request.live) > 1 else 0
-        return shared + sum(self.limits.pages_for(s.length + 1) - shared for s in request.live)
 
     def _admit(self, request: Request, path: list[Node], draft: Draft, now: Nanoseconds) -> None:
         self.policy.remove(request)
@@ -180,9 +186,9 @@ class Scheduler:
             sequence.row, sequence.past, sequence.gained, sequence.node = self.table.take_row(), 0, 0, None
         request.forked = len(request.live) == 1
         self.reuse.adopt(request.live[0], path)
-        request.pages = len(path)
-        request.reserved = self._demand(request) - len(path)
-        self.pool.reserve(request.reserved)
+        self.accounts.enter(request.account)
+        self._hold(request, len(path))
+        self._promise(request, request.demand(self.limits) - len(path))
         self.running.append(request)
         self.running.sort(key=self.policy.rank)
         self._move(request, State.PREFILL, "", draft, now)
@@ -271,17 +277,30 @@ class Scheduler:
                     return True
         return False
 
+    # ---- accounts
+
+    def _hold(self, request: Request, pages: int) -> None:
+        self.accounts.hold(request.account, request.held, pages)
+
+    def _promise(self, request: Request, pages: int) -> None:
+        """Keep pages from everybody else until the request claims them."""
+        self.pool.reserve(pages)
+        request.reserved += pages
+        self.accounts.promise(request.account, pages)
+
     # ---- giving back
 
     def _claim(self, request: Request, pages: int) -> None:
         """Turn promised pages of the request into available ones, to be drawn by it at once or by anybody."""
         self.pool.unreserve(pages)
         request.reserved -= pages
+        self.accounts.promise(request.account, -pages)
 
     def _vacate(self, request: Request) -> None:
         for sequence in request.live:
             self._release(sequence)
         self._claim(request, request.reserved)
+        self.accounts.leave(request.account)
 
     def _release(self, sequence: Sequence) -> None:
         self.reuse.leave(sequence)
@@ -291,7 +310,7 @@ class Scheduler:
 
     def _count_pages(self, request: Request) -> None:
         rows = [sequence.row for sequence in request.live if sequence.row != NO_ROW]
-        request.pages = self.table.distinct(rows)
+        self._hold(request, self.table.distinct(rows))
 
     def _move(self, request: Request, state: State, reason: str, draft: Draft, now: Nanoseconds) -> None:
         old = request.enter(state, now)
@@ -324,5 +343,5 @@ class Scheduler:
             pages = self.table.pages(sequence.row)
             assert pages == self.limits.pages_for(sequence.past), f"sequence {sequence.id} holds {pages} pages"
         if request.forked and request.state is State.PREFILL:
-            missing = sum(self.table.needed(s.row, s.past, s.length) for s in request.to_feed())
+            missing = self.table.needed_together([(s.row, s.past, s.length) for s in request.to_feed()])
             assert missing <= request.reserved, f"{request.id} is promised too few pages for its next token"

@@ -10,6 +10,7 @@ from llmosd import config
 from llmosd.application.cli import main
 from llmosd.config import OPTIONS, Bytes
 from llmosd.errors import ConfigError
+from llmosd.types import Quota
 
 
 def test_flags_beat_environment_beats_file_beats_default(tmp_path: Path) -> None:
@@ -92,7 +93,55 @@ def test_every_option_can_be_given_in_every_way(tmp_path: Path) -> None:
 def test_the_command_prints_value_and_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "--home", str(tmp_path), "--no-strict", "--slots", "7", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert shown.keys() == {option.name for option in OPTIONS}
+    assert shown.keys() == {option.name for option in OPTIONS} | {"quota.running", "quota.pages", "quota.share"}
     assert shown["slots"] == {"value": 7, "source": "--slots"}
     assert shown["strict"] == {"value": False, "source": "--strict"}
     assert shown["port"] == {"value": 11500, "source": "default"}
+
+
+QUOTAS = """
+slots = 7
+[quota]
+running = 4
+[quota.users.batch]
+share = 0.25
+[quota.users."an na"]
+running = 0
+pages = 100
+"""
+
+
+def test_quotas_are_tables_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.toml").write_text(QUOTAS)
+    quotas = config.load({}, {"LLMOS_HOME": str(tmp_path)}).quotas
+    assert [quotas.of(user) for user in ("", "batch", "an na")] == [Quota(4), Quota(4, 0, 0.25), Quota(0, 100)]
+    assert main(["config", "--home", str(tmp_path), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    file = str(tmp_path / "config.toml")
+    assert shown["quota.running"] == {"value": 4, "source": file}
+    assert shown["quota.share"] == {"value": 1.0, "source": "default"}
+    assert shown["quota.users.batch.share"] == {"value": 0.25, "source": file}
+    assert shown["quota.users.an na.pages"] == {"value": 100, "source": file}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("quota = 3", "quota = 3"),
+        ("[quota]\nrunning = -1", "quota.running = -1"),
+        ("[quota]\nrunning = true", "quota.running = True"),
+        ("[quota]\npages = 1.5", "quota.pages = 1.5"),
+        ("[quota]\nshare = 0", "quota.share = 0"),
+        ("[quota]\nshare = 'half'", "quota.share = 'half'"),
+        ("[quota]\nslots = 1", "quota.'slots'"),
+        ("[quota]\nusers = 1", "quota.users = 1"),
+        ("[quota.users]\nbob = 1", "quota.users.bob = 1"),
+        ("[quota.users.bob]\nshare = 1.1", "quota.users.bob.share = 1.1"),
+        ("[quota.users.bob]\nusers = 1", "quota.users.bob.'users'"),
+    ],
+)
+def test_a_wrong_quota_is_refused_with_its_key(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "config.toml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        config.load({}, {"LLMOS_HOME": str(tmp_path)})
+    assert words in error.value.message and str(tmp_path) in error.value.message

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 
 from llmosd.types import (
     ENDED,
+    UNLIMITED,
     Accepted,
     Ended,
     Event,
     FinishReason,
     Output,
+    Quotas,
     RequestSpec,
     RequestView,
     State,
@@ -45,8 +47,9 @@ class Life:
 class Oracle:
     """Follows the events; raises AssertionError as soon as one breaks a promise."""
 
-    def __init__(self, policy: str) -> None:
+    def __init__(self, policy: str, quotas: Quotas = UNLIMITED) -> None:
         self.policy = policy
+        self.quotas = quotas
         self.lives: dict[str, Life] = {}
         self.steps = 0
 
@@ -100,9 +103,22 @@ class Oracle:
         life.spent[event.old] += event.now - life.since
         life.state, life.since = event.new, event.now
 
+    def running(self, user: str) -> int:
+        return sum(life.spec.user == user and life.state in RUNNING for life in self.lives.values())
+
     def _check_order(self, admitted: Life) -> None:
-        waiting = [other for other in self.lives.values() if other.state in (State.QUEUED, State.PREEMPTED)]
-        assert min(waiting, key=self.rank) is admitted, "the head of the queue was overtaken"
+        """Of one user's requests none is overtaken; of others only those that their quota may keep from running."""
+        quota = self.quotas.of(admitted.spec.user)
+        assert not quota.running or self.running(admitted.spec.user) < quota.running, "too many run of one user"
+        for other in self.lives.values():
+            if other.state in (State.QUEUED, State.PREEMPTED) and self.rank(other) < self.rank(admitted):
+                assert other.spec.user != admitted.spec.user, "a request of the same user was overtaken"
+                assert self._may_be_over_quota(other.spec.user), "the head of the queue was overtaken"
+
+    def _may_be_over_quota(self, user: str) -> bool:
+        """Pages are not in the events: whoever has a quota of them and runs something may have too few."""
+        quota, running = self.quotas.of(user), self.running(user)
+        return quota.running == running > 0 or (running > 0 and (quota.pages > 0 or quota.share < 1))
 
     def _output(self, event: Output) -> None:
         life = self.lives[event.id]

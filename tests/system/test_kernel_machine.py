@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from llmosd.errors import ContextTooLong, QueueFull
 from llmosd.system.kernel import Limits
 from llmosd.system.policy import POLICIES
+from llmosd.types import Quota, Quotas
 from tests.system.clairvoyant import Clairvoyant
 from tests.system.symbolic import POISON
 from tests.system.world import World
@@ -43,8 +44,18 @@ def shapes(draw: st.DrawFn) -> dict[str, Any]:
         "max_tokens": draw(st.sampled_from([12, 10, 15, 1, 2, 30, None])),
         "n": draw(st.sampled_from([1, 1, 1, 2, 3])),
         "nice": draw(st.integers(-2, 2)),
+        "user": draw(st.sampled_from("aab")),
         "ignore_eos": draw(st.sampled_from([True, True, False])),
     }
+
+
+@st.composite
+def quotas(draw: st.DrawFn) -> Quotas:
+    """None, or one that the load of `a` is over most of the time."""
+    if draw(st.booleans()):
+        return Quotas()
+    a = Quota(draw(st.integers(0, 2)), draw(st.sampled_from([0, 8, 5])), draw(st.sampled_from([1.0, 0.6])))
+    return Quotas(Quota(draw(st.sampled_from([0, 1]))), {"a": a})
 
 
 class KernelMachine(RuleBasedStateMachine):
@@ -56,6 +67,7 @@ class KernelMachine(RuleBasedStateMachine):
         load=st.lists(shapes(), min_size=3, max_size=6),
         sight=st.one_of(st.none(), st.tuples(st.integers(0, 99), st.sampled_from([0.0, 0.5, 0.9, 1.0]))),
         prefixes=st.booleans(),
+        quotas=quotas(),
     )
     def boot(
         self,
@@ -64,8 +76,9 @@ class KernelMachine(RuleBasedStateMachine):
         load: list[dict[str, Any]],
         sight: tuple[int, float] | None,
         prefixes: bool,
+        quotas: Quotas,
     ) -> None:
-        self.world = World(limits, policy, Clairvoyant(*sight) if sight else None, prefixes=prefixes)
+        self.world = World(limits, policy, Clairvoyant(*sight) if sight else None, prefixes=prefixes, quotas=quotas)
         for shape in load:
             self.submit(shape, age=0)
 
@@ -119,6 +132,7 @@ class KernelMachine(RuleBasedStateMachine):
         if hasattr(self, "world"):
             self.world.drain()
             event(f"preemptions: {min(self.world.preemptions, 5)}")
+            event(f"quota in use: {self.world.parked > 0}")
             event(f"right guesses: {self.world.kernel.stats(False).accepted_tokens > 0}")
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from llmosd.prediction.cost_executor import CostModel, CostModelExecutor, ManualClock
+from llmosd.system.accounts import Account
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import POLICIES, Policy
 from llmosd.system.policy.fcfs import Fcfs
@@ -20,7 +21,7 @@ from llmosd.types import Ended, RequestSpec, Sampling
 
 
 def make_request(number: int, nice: int) -> Request:
-    return Request(RequestSpec(f"r{number}", "m", [1], Sampling(), nice=nice), number, 1, number, 0)
+    return Request(RequestSpec(f"r{number}", "m", [1], Sampling(), nice=nice), number, 1, number, 0, Account(""))
 
 
 class QueueMachine(RuleBasedStateMachine):

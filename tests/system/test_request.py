@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmosd.system.accounts import Account
 from llmosd.system.request import TRANSITIONS, IllegalTransition, Request
 from llmosd.types import ENDED, RequestSpec, Sampling, State
 
 
 def make_request(prompt: int = 3, n: int = 1, *, arrived: int = 0, now: int = 0) -> Request:
     spec = RequestSpec("r", "m", list(range(prompt)), Sampling(n=n), arrived=arrived)
-    return Request(spec, 0, 4, 0, now)
+    return Request(spec, 0, 4, 0, now, Account(""))
 
 
 def legal_walks() -> st.SearchStrategy[list[State]]:

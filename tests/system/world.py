@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from llmosd.errors import StepError
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import POLICIES
 from llmosd.system.speculation import Speculation
-from llmosd.types import Event, Plan, RequestSpec, Sampling, State
+from llmosd.types import UNLIMITED, Event, Plan, Quotas, RequestSpec, Sampling, State
 from tests.system.oracle import Oracle
 from tests.system.symbolic import SymbolicExecutor
 
@@ -33,13 +35,18 @@ class World:
         speculation: Speculation | None = None,
         *,
         prefixes: bool = False,
+        quotas: Quotas = UNLIMITED,
     ) -> None:
         self.limits = limits or make_limits()
-        self.kernel = Kernel(self.limits, POLICIES[policy](), speculation, b"a secret" if prefixes else None)
+        self.kernel = Kernel(
+            self.limits, POLICIES[policy](), speculation, b"a secret" if prefixes else None, quotas=quotas
+        )
         self.executor = SymbolicExecutor(self.kernel)
-        self.oracle = Oracle(policy)
+        self.oracle = Oracle(policy, quotas)
+        self.page_ns: Counter[str] = Counter()  # by request
         self.now = 0
         self.submitted = 0
+        self.parked = 0  # request·steps
 
     def submit(
         self,
@@ -51,13 +58,14 @@ class World:
         ignore_eos: bool = True,
         age: int = 0,
         salt: str = "",
+        user: str = "",
     ) -> str:
         """Submit a prompt, given or of so many tokens; the request's id."""
         id = f"r{self.submitted}"
         self.submitted += 1
         tokens = [(7 * i + self.submitted) % 12 for i in range(prompt)] if isinstance(prompt, int) else prompt
         sampling = Sampling(max_tokens=max_tokens, n=n, ignore_eos=ignore_eos)
-        spec = RequestSpec(id, "m", tokens, sampling, nice=nice, arrived=self.now - age, cache_salt=salt)
+        spec = RequestSpec(id, "m", tokens, sampling, user=user, nice=nice, arrived=self.now - age, cache_salt=salt)
         self.oracle.submitted(spec, self.kernel.submit(spec, self.now), self.now)
         return id
 
@@ -93,6 +101,7 @@ class World:
         assert (plan is None) == (not self.oracle.runnable), "work is there but nothing runs"
         if plan is None:
             return None
+        self._count_pages(took)
         try:
             result = self.executor.execute(plan)
         except StepError:
@@ -121,6 +130,10 @@ class World:
         assert stats.accepted == len(finals)
         assert stats.preemptions == self.preemptions
         assert stats.generated_tokens == sum(life.final.completion_tokens for life in self.oracle.lives.values())
+        assert sum(usage.page_ns for usage in stats.users) == self.page_ns.total()
+        assert sum(usage.prefilled_tokens for usage in stats.users) == stats.prompt_tokens
+        assert sum(usage.reused_tokens for usage in stats.users) == stats.reused_tokens
+        assert sum(usage.generated_tokens for usage in stats.users) == stats.generated_tokens
 
     @property
     def preemptions(self) -> int:
@@ -128,6 +141,18 @@ class World:
 
     def state(self, id: str) -> State:
         return self.oracle.lives[id].state
+
+    def _count_pages(self, took: int) -> None:
+        """Pages change when a step is planned or committed: what is held in between is held for all of it."""
+        self.parked += self.kernel.stats(False).parked
+        held = Counter[str]()
+        for view in self.kernel.views():
+            held[view.user] += view.pages
+            self.page_ns[view.id] += view.pages * took
+        for user, pages in held.items():
+            quota = self.oracle.quotas.of(user)
+            most = min(quota.pages or self.limits.pages, max(1, int(quota.share * self.limits.pages)))
+            assert pages <= most or most == self.limits.pages, f"{user} holds {pages} pages of {most}"
 
     def _check_views(self) -> None:
         views = {view.id: view for view in self.kernel.views()}
@@ -138,5 +163,7 @@ class World:
             life = self.oracle.lives[id]
             assert view == self.kernel.view(id)
             assert view.times.total == self.now - view.arrived
+            assert view.page_ns == self.page_ns[id]
+            assert not view.waits_for or view.position
             assert (view.state, view.nice, view.preemptions) == (life.state, life.nice, life.preemptions)
             assert view.completion_tokens == sum(map(len, life.tokens.values()))

@@ -51,7 +51,9 @@ async def daemon(config: Config) -> AsyncIterator[tuple[Service, Telemetry, Bus]
     def deliver(batch: Batch) -> None:
         loop.call_soon_threadsafe(service.dispatch, batch)
 
-    engine = ThreadEngine(lambda: (Kernels(Kernel(LIMITS, Fcfs(), model="formula")), executor), deliver, lambda: clock.now)
+    engine = ThreadEngine(
+        lambda: (Kernels(Kernel(LIMITS, Fcfs(), model="formula")), executor), deliver, lambda: clock.now
+    )
     service = Service(engine, on_accept=store.record_accepted, clock=lambda: clock.now)
     events = EventLog(config.node)
     bus = Bus(partial(ensure_broker, config), Status(config.node, "online", time.time(), os.getpid()), events)

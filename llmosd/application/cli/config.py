@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from llmosd import quota_config
 from llmosd.application.cli import options, output
 from llmosd.config import OPTIONS
 
@@ -18,7 +19,8 @@ def add(commands: Any) -> None:
 
 def show(args: argparse.Namespace) -> int:
     settings = options.load(args)
-    rows = [(option.name, getattr(settings, option.name), settings.sources[option.name]) for option in OPTIONS]
+    values = {option.name: getattr(settings, option.name) for option in OPTIONS} | quota_config.keys(settings.quotas)
+    rows = [(name, value, settings.sources.get(name, "default")) for name, value in values.items()]
     if args.json:
         output.json({name: {"value": value, "source": source} for name, value, source in rows})
     else:

@@ -25,6 +25,7 @@ COLUMNS = {
     "preemptions": "preempted",
     "total_ms": "total_ms",
     "ttft_ms": "ttft_ms",
+    "waits_for": "waits for",
 }  # field → heading
 
 

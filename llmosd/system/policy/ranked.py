@@ -30,6 +30,9 @@ class RankedQueue(ABC):
     def __len__(self) -> int:
         return len(self._order)
 
+    def __contains__(self, request: Request) -> bool:
+        return self._requests.get(self._key(request)) is request
+
     def add(self, request: Request) -> None:
         key = self._key(request)
         insort(self._order, key)
@@ -44,7 +47,7 @@ class RankedQueue(ABC):
         return self._requests[self._order[-1]] if self._order else None
 
     def position(self, request: Request) -> int:
-        """Place in the queue from 1."""
+        """Place in the queue from 1; of one that is not in it, how many are before it."""
         return len(self._order) - bisect_left(self._order, self._key(request))
 
     def check(self) -> None:

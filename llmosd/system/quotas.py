@@ -1,0 +1,127 @@
+"""Who is over quota waits aside: a queue in a policy's order without those that their user's quota keeps from running.
+
+They are parked on a wait list of their user's own, found when they would be next, and come back one by one when the
+user holds less, so that nobody behind them is delayed and no step looks at them. Among the requests of one user the
+policy's order stands: whoever ranks behind a parked one of the same user is parked too, so that small requests cannot
+starve a large one.
+
+A quota counts what running requests hold and are promised, at every moment, and is a pool within the pool: growth
+beyond it takes the pages of the user's own lowest-ranked request. So the proof of progress (`scheduler.py`) holds: a
+user of whom nothing runs is never over quota, for `submit` refuses what, alone, exceeds it; and the top-ranked of those
+that run has all others of its user for possible victims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from llmosd.system.accounts import Account, Accounts
+from llmosd.system.limits import Limits
+from llmosd.system.policy import Policy
+from llmosd.system.policy.ranked import Rank, RankedQueue
+from llmosd.system.request import Request
+
+
+class WaitList(RankedQueue):
+    """Parked requests in the policy's order."""
+
+    name = "parked"
+
+    def __init__(self, rank: Callable[[Request], Rank]) -> None:
+        super().__init__()
+        self._rank = rank
+
+    def rank(self, request: Request) -> Rank:
+        return self._rank(request)
+
+
+class QuotaQueue:
+    """A policy around another one. Its `head` may be admitted as far as quotas go; its length counts the parked too."""
+
+    def __init__(self, policy: Policy, accounts: Accounts, limits: Limits) -> None:
+        self.name = policy.name
+        self._policy = policy
+        self._accounts = accounts
+        self._limits = limits
+        self._parked = WaitList(policy.rank)
+        self._lines: dict[Account, WaitList] = {}  # the parked again, of each user that has some
+
+    @property
+    def parked(self) -> int:
+        return len(self._parked)
+
+    def rank(self, request: Request) -> Rank:
+        return self._policy.rank(request)
+
+    def __len__(self) -> int:
+        return len(self._policy) + len(self._parked)
+
+    def before(self, user: str) -> int:
+        """Requests that wait already where a new one of the user would have to: those parked of others do not."""
+        account = self._accounts.find(user)
+        return len(self._policy) + (len(self._lines.get(account, ())) if account else 0)
+
+    def add(self, request: Request) -> None:
+        if self._is_blocked(request):
+            self._park(request)
+        else:
+            self._policy.add(request)
+
+    def remove(self, request: Request) -> None:
+        if request in self._parked:
+            self._unpark(request)
+        else:
+            self._policy.remove(request)
+        self._accounts.ease(request.account)  # the next one parked behind it may go on
+
+    def head(self) -> Request | None:
+        """The first one that its user's quota lets run; those before it are parked."""
+        for account in self._accounts.take_eased():
+            if line := self._lines.get(account):
+                best = line.head()
+                assert best is not None
+                self._unpark(best)
+                self._policy.add(best)
+        while (request := self._policy.head()) is not None and self._is_blocked(request):
+            self._policy.remove(request)
+            self._park(request)
+        return request
+
+    def position(self, request: Request) -> int:
+        """Its place among all that wait, parked or not."""
+        return self._policy.position(request) + self._parked.position(request)
+
+    def waits_for(self, request: Request) -> str:
+        """Why a request is parked; empty if it is not."""
+        if request not in self._parked:
+            return ""
+        lack = request.account.lacks(request.demand(self._limits))
+        return f"quota: {lack or 'others of this user go first'}"
+
+    def _is_blocked(self, request: Request) -> bool:
+        account = request.account
+        if not account.is_limited:
+            return False
+        line = self._lines.get(account)
+        first = line.head() if line else None
+        if first is not None and self.rank(first) < self.rank(request):
+            return True
+        return bool(account.lacks(request.demand(self._limits)))
+
+    def _park(self, request: Request) -> None:
+        line = self._lines.setdefault(request.account, WaitList(self._policy.rank))
+        for queue in (line, self._parked):
+            queue.add(request)
+
+    def _unpark(self, request: Request) -> None:
+        line = self._lines[request.account]
+        for queue in (line, self._parked):
+            queue.remove(request)
+        if not len(line):
+            del self._lines[request.account]
+
+    def check(self) -> None:
+        for queue in (self._policy, self._parked, *self._lines.values()):
+            queue.check()
+        assert all(map(len, self._lines.values())), "an empty wait list is kept"
+        assert sum(map(len, self._lines.values())) == len(self._parked), "wait lists do not add up"
