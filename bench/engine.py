@@ -21,13 +21,13 @@ from llmosd.config import default_home
 from llmosd.runtime.executor import OnnxExecutor
 from llmosd.runtime.importer import ensure_graph
 from llmosd.runtime.installed import find
-from llmosd.runtime.paged_model import PagedModel, choose_backend
+from llmosd.runtime.paged_model import PagedModel, choose_backend, choose_kv_format
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import POLICIES
 from llmosd.types import Plan, RequestSpec, Sampling
 
 CONTEXT, DECODE_STEPS = 128, 32  # decode is measured at contexts of 112 … 143 tokens
-PAGE_TOKENS = 64
+PAGE_TOKENS = 32
 GREEDY = Sampling(temperature=0.0, ignore_eos=True)
 EVERYTHING = Sampling(
     temperature=0.8,
@@ -194,10 +194,11 @@ def run(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, An
         installed,
         backend=backend,
         weights="file",
-        pages=32 * 4,
+        pages=32 * 256 // PAGE_TOKENS,
         page_tokens=PAGE_TOKENS,
         threads=options.threads or facts.cores,
         spin=options.spin,
+        kv_format=choose_kv_format(backend, "auto"),
     )
     watch = Stopwatch(model._session.inference)
     model._session.inference = watch

@@ -1,5 +1,8 @@
 """What each format costs in quality, on all of the packaged text; the sums are llmosd/runtime/quality.py's.
 
+Every format is held against float32 throughout, and every K/V format against float32 K/V on the same weights as well:
+what the weights cost is in both and cancels out.
+
 python bench/perplexity.py [--home DIR] [--windows N] [--json FILE]
 """
 
@@ -20,7 +23,7 @@ from llmosd import config
 from llmosd.application.cli.progress import Bars
 from llmosd.runtime import native
 from llmosd.runtime.installed import find
-from llmosd.runtime.quality import BUDGET, Cost, compare, formats, score, texts, windows
+from llmosd.runtime.quality import BUDGET, Cost, Format, Scores, compare, formats, score, texts, windows
 
 
 def main() -> None:
@@ -34,11 +37,16 @@ def main() -> None:
     model = find(settings.home, settings.model)
     text = windows(model, texts())[: args.windows]
     yardstick, others = formats()
+    if (int8 := Format("native", "float32", "int8")).backend == yardstick.backend:
+        others.append(int8)
     with Bars() as progress:
-        reference = score(model, yardstick, text, args.threads, progress)
-        costs = [compare(how.name, score(model, how, text, args.threads, progress), reference) for how in others]
+        scores = {how: score(model, how, text, args.threads, progress) for how in (yardstick, *others)}
+    reference = scores[yardstick]
+    costs = [compare(how.name, scores[how], reference) for how in others]
+    pages = kv_costs(scores)
     scored = reference.loss.size
-    report(math.exp(reference.loss.mean()), costs, scored)
+    report(f"{scored} tokens; float32 perplexity {math.exp(reference.loss.mean()):.3f}", costs)
+    report("K/V alone: against float32 K/V on the same weights", pages)
     if args.json:
         result = {
             "model": model.id,
@@ -46,6 +54,7 @@ def main() -> None:
             "windows": len(text),
             "reference": {"format": yardstick.name, "perplexity": math.exp(reference.loss.mean())},
             "formats": [asdict(cost) for cost in costs],
+            "kv": [asdict(cost) for cost in pages],
             "budget": BUDGET,
             "within_budget": costs[0].high <= BUDGET,
             "machine": machine(),
@@ -53,9 +62,18 @@ def main() -> None:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def report(reference: float, costs: list[Cost], tokens: int) -> None:
-    table = Table("format", "perplexity", "cost %", "95 % interval", "same best token %")
-    table.title = f"{tokens} tokens; float32 perplexity {reference:.3f}"
+def kv_costs(scores: dict[Format, Scores]) -> list[Cost]:
+    """Each format of K/V against float32 K/V of the same operators and weights."""
+    bases = {(how.backend, how.weights): found for how, found in scores.items() if how.kv == "float32"}
+    return [
+        compare(how.name, found, bases[how.backend, how.weights])
+        for how, found in scores.items()
+        if how.kv != "float32" and (how.backend, how.weights) in bases
+    ]
+
+
+def report(title: str, costs: list[Cost]) -> None:
+    table = Table("format", "perplexity", "cost %", "95 % interval", "same best token %", title=title)
     for cost in costs:
         interval = f"{100 * cost.low:+.3f} … {100 * cost.high:+.3f}"
         same = f"{100 * cost.top1_agreement:.2f}"

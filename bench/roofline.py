@@ -17,6 +17,7 @@ from pathlib import Path
 from gguf import GGUFReader
 
 from llmosd.config import Config
+from llmosd.runtime.backend import choose_kv_format
 from llmosd.runtime.installed import InstalledModel
 from llmosd.runtime.page_pool import bytes_per_page
 
@@ -55,7 +56,7 @@ def floor(model: InstalledModel, method: str, batch: int, context: int, prompt: 
     decodes = batch if method != "prefill" else 0
     fed = decodes + prompt
     config, g = Config(), model.geometry
-    token_bytes = bytes_per_page(g, 1, config.kv_format)
+    token_bytes = bytes_per_page(g, 1, choose_kv_format("native", config.kv_format))
     weight_bytes, layer_weights = _weights(model.source)
     head_weights = g.vocab * g.hidden
     attended = decodes * context + prompt * prompt / 2

@@ -23,13 +23,13 @@ from llmosd.config import default_home
 from llmosd.runtime.executor import OnnxExecutor
 from llmosd.runtime.importer import ensure_graph
 from llmosd.runtime.installed import find
-from llmosd.runtime.paged_model import PagedModel, choose_backend
+from llmosd.runtime.paged_model import PagedModel, choose_backend, choose_kv_format
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import POLICIES
 from llmosd.system.speculation import Speculation
 from llmosd.types import Output, RequestSpec, Sampling
 
-PAGE_TOKENS, PAGES = 64, 100
+PAGE_TOKENS, PAGES = 32, 200
 GREEDY = Sampling(temperature=0.0, ignore_eos=True)
 SAMPLED = Sampling(temperature=0.8, top_p=0.95, seed=1, ignore_eos=True)
 TEXTS = [
@@ -193,6 +193,7 @@ def run(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, An
             page_tokens=PAGE_TOKENS,
             threads=facts.cores,
             spin=True,
+            kv_format=choose_kv_format(backend, "auto"),
         )
         for _ in range(2)
     ]

@@ -20,7 +20,7 @@ from platformdirs import user_data_dir
 
 from llmosd import quota_config
 from llmosd.errors import ConfigError
-from llmosd.types import UNLIMITED, KvFormat, Quotas, WeightFormat
+from llmosd.types import UNLIMITED, KvChoice, Quotas, WeightFormat
 
 PREFIX = "LLMOS_"
 FILE = "config.toml"
@@ -75,10 +75,10 @@ class Config:
         "auto", "native operators or pure ONNX gather, on the CPU", choices=("auto", "native", "gather")
     )
     weights: WeightFormat = _option("file", "weights as in the model's file, or float32", choices=("file", "float32"))
-    kv_format: KvFormat = _option(
-        "float16",
-        "K and V in the pages; int8 halves float16, native operators only",
-        choices=("float16", "float32", "int8"),
+    kv_format: KvChoice = _option(
+        "auto",
+        "K and V in the pages; auto is int8 with native operators, float16 with others",
+        choices=("auto", "float16", "float32", "int8"),
     )
     strict: bool = _option(False, "refuse what could let a token depend on the batch, chunking, preemption or cache")
     threads: int = _option(0, "threads of the engine; 0 is the number of physical cores", range_=COUNT)
@@ -207,7 +207,7 @@ _TYPES: dict[str, type] = {
     "str": str,
     "str | None": str,
     "WeightFormat": str,
-    "KvFormat": str,
+    "KvChoice": str,
     "int": int,
     "Bytes": Bytes,
     "bool": bool,

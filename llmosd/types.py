@@ -21,6 +21,8 @@ WeightFormat = Literal["file", "float32"]
 KvFormat = Literal["float16", "float32", "int8"]
 """What a page keeps of K and V. int8 has one float32 scale for each token and KV head."""
 
+KvChoice = KvFormat | Literal["auto"]
+
 NICE_MIN, NICE_MAX = -20, 19
 
 

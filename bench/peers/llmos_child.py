@@ -20,7 +20,7 @@ from child import prompt, serve
 from numpy.typing import NDArray
 
 from llmosd.config import Config
-from llmosd.runtime.backend import best_page_tokens, choose_backend
+from llmosd.runtime.backend import best_page_tokens, choose_backend, choose_kv_format
 from llmosd.runtime.executor import OnnxExecutor
 from llmosd.runtime.importer import ensure_graph
 from llmosd.runtime.installed import find
@@ -153,7 +153,7 @@ class Llmos:
             page_tokens=self._page,
             threads=self._threads,
             spin=DEFAULTS.spin,
-            kv_format=DEFAULTS.kv_format,
+            kv_format=choose_kv_format(self._backend, DEFAULTS.kv_format),
         )
         assert isinstance(model, PausableModel)
         self._model = model

@@ -10,19 +10,20 @@ from llmosd.errors import ConfigError
 from llmosd.hardware import gpus, memory, processors
 from llmosd.prediction.formulas import amdahl, fit_amdahl
 from llmosd.runtime import importer, scaling
-from llmosd.runtime.backend import best_page_tokens
+from llmosd.runtime.backend import LARGEST_PAGE, best_page_tokens
 from llmosd.runtime.device import choose_device
 from llmosd.runtime.executor import OnnxExecutor
 from llmosd.runtime.fetch import Progress
 from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.installed import InstalledModel
 from llmosd.runtime.page_pool import bytes_per_page
-from llmosd.runtime.paged_model import Backend, PagedModel, check_kv_format, choose_backend, pages_that_fit
+from llmosd.runtime.paged_model import Backend, PagedModel, choose_backend, choose_kv_format, pages_that_fit
 from llmosd.system.executor import Executor
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.kernels import Kernels
 from llmosd.system.policy import POLICIES
 from llmosd.system.speculation import Speculation
+from llmosd.types import KvFormat
 from llmosd.wire import Amdahl
 
 
@@ -49,7 +50,7 @@ class Blueprint:
             page_tokens=limits.page_tokens,
             threads=self.threads,
             spin=config.spin,
-            kv_format=config.kv_format,
+            kv_format=self.kv_format,
         )
         speculation = Speculation() if config.speculation else None
         prefixes = self._prefixes() if config.prefix_cache else None
@@ -62,17 +63,20 @@ class Blueprint:
     def _prefixes(self) -> bytes:
         """What K and V depend on beside the tokens, and a secret, so that nobody can compute a page's key."""
         files, config = sorted(self.model.record.files.items()), self.config
-        return secrets.token_bytes(32) + repr((files, config.weights, self.backend, config.kv_format)).encode()
+        return secrets.token_bytes(32) + repr((files, config.weights, self.backend, self.kv_format)).encode()
 
     @property
     def bytes_per_page(self) -> int:
-        return bytes_per_page(self.model.geometry, self.limits.page_tokens, self.config.kv_format)
+        return bytes_per_page(self.model.geometry, self.limits.page_tokens, self.kv_format)
+
+    @property
+    def kv_format(self) -> KvFormat:
+        return choose_kv_format(self.backend, self.config.kv_format)
 
 
 def draw(config: Config, model: InstalledModel, progress: Progress) -> Blueprint:
     """Blocking: builds the graph and times the threads where that is still to do. Raises ConfigError, ModelError."""
     backend, why, device = _place(config)
-    check_kv_format(backend, config.kv_format)
     limits = limits_of(config, model.geometry, backend)
     importer.ensure_graph(model, backend, config.weights, progress)
     if backend == "cuda":
@@ -109,14 +113,19 @@ def measured_amdahl(model: InstalledModel, backend: Backend, cores: int, progres
 
 def limits_of(config: Config, geometry: Geometry, backend: Backend) -> Limits:
     """A pool of `pages` 0 has what all slots can fill, or half of the device's free memory, whichever is less."""
+    kv_format = choose_kv_format(backend, config.kv_format)
     page_tokens = config.page_tokens or best_page_tokens(backend, geometry)
+    if backend == "native" and page_tokens > LARGEST_PAGE:
+        raise ConfigError(
+            f"pages of {page_tokens} tokens are for GPUs; on the CPU {LARGEST_PAGE} at most", param="page_tokens"
+        )
     context = config.context or geometry.context
     if context > geometry.context:
         raise ConfigError(f"context {context} exceeds the model's {geometry.context} tokens", param="context")
     wanted = config.slots * -(-context // page_tokens)
     free = _free_on_gpu() if backend == "cuda" else memory.available()
-    fitting = pages_that_fit(geometry, page_tokens, int(free * memory.POOL_SHARE), config.kv_format)
-    most = pages_that_fit(geometry, page_tokens, free, config.kv_format)
+    fitting = pages_that_fit(geometry, page_tokens, int(free * memory.POOL_SHARE), kv_format)
+    most = pages_that_fit(geometry, page_tokens, free, kv_format)
     if config.pages > most:
         raise ConfigError(f"pages is {config.pages}; free memory has room for {most}", param="pages")
     return Limits(

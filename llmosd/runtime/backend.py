@@ -8,9 +8,10 @@ from llmosd.errors import ModelError
 from llmosd.runtime import native
 from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.graph import cuda
-from llmosd.types import KvFormat, WeightFormat
+from llmosd.types import KvChoice, KvFormat, WeightFormat
 
 Backend = Literal["native", "gather", "cuda"]
+LARGEST_PAGE = 128  # tokens that a page of the native operators holds at most
 
 
 def variant_name(backend: Backend, weights: WeightFormat) -> str:
@@ -19,8 +20,10 @@ def variant_name(backend: Backend, weights: WeightFormat) -> str:
 
 
 def best_page_tokens(backend: Backend, geometry: Geometry) -> int:
-    """The page size at which a backend's attention is fastest."""
-    return cuda.best_page_tokens(geometry) if backend == "cuda" else 64
+    """That of the native operators has the best product of speed and memory in use (docs/memory.md)."""
+    if backend == "cuda":
+        return cuda.best_page_tokens(geometry)
+    return 32 if backend == "native" else 64
 
 
 def choose_backend(wanted: str, strict: bool) -> tuple[Backend, str]:
@@ -39,6 +42,14 @@ def choose_backend(wanted: str, strict: bool) -> tuple[Backend, str]:
     if wanted == "native" or strict:
         raise ModelError(f"the native backend is not available: {status.why}")
     return "gather", f"the native backend is not available: {status.why}"
+
+
+def choose_kv_format(backend: Backend, wanted: KvChoice) -> KvFormat:
+    """`auto` is the fastest whose perplexity costs 0.2 % at most (docs/memory.md). Raises as `check_kv_format`."""
+    if wanted == "auto":
+        return "int8" if backend == "native" else "float16"
+    check_kv_format(backend, wanted)
+    return wanted
 
 
 def check_kv_format(backend: Backend, kv_format: KvFormat) -> None:

@@ -48,7 +48,7 @@ def _told_otherwise(config: Config) -> Iterator[str]:
         yield f"the {config.backend} backend is for the CPU"
     if config.weights != "file":
         yield f"{config.weights} weights are for the CPU"
-    if config.kv_format != "float16":
+    if config.kv_format not in ("auto", "float16"):
         yield f"K and V in {config.kv_format} are for the CPU"
 
 

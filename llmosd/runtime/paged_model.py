@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmosd.errors import ModelError
-from llmosd.runtime.backend import Backend, check_kv_format, choose_backend, variant_name
+from llmosd.runtime.backend import Backend, check_kv_format, choose_backend, choose_kv_format, variant_name
 from llmosd.runtime.device_pool import DevicePool, attention_metadata
 from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.host_rows import HostRows
@@ -17,7 +17,15 @@ from llmosd.runtime.page_pool import HostPool, Pool, bytes_per_page, check_pages
 from llmosd.runtime.session import BoundSession, open_session
 from llmosd.types import KvFormat, WeightFormat
 
-__all__ = ["Backend", "KvFormat", "PagedModel", "check_kv_format", "choose_backend", "pages_that_fit", "variant_name"]
+__all__ = [
+    "Backend",
+    "KvFormat",
+    "PagedModel",
+    "choose_backend",
+    "choose_kv_format",
+    "pages_that_fit",
+    "variant_name",
+]
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from llmosd.resources import data_dir
 from llmosd.runtime import native
+from llmosd.runtime.backend import choose_kv_format
 from llmosd.runtime.fetch import Progress
 from llmosd.runtime.importer import ensure_graph
 from llmosd.runtime.installed import InstalledModel
@@ -69,10 +70,9 @@ def formats() -> tuple[Format, list[Format]]:
     if not native.status().available:
         return Format("gather", "float32", "float32"), [stock, Format("gather", "float32", "float16")]
     kinds: tuple[KvFormat, ...] = get_args(KvFormat)
-    others = [Format("native", "file", kind) for kind in kinds if kind != "float16"]
+    default = choose_kv_format("native", "auto")
     return Format("native", "float32", "float32"), [
-        Format("native", "file", "float16"),
-        *others,
+        *(Format("native", "file", kind) for kind in sorted(kinds, key=lambda kind: kind != default)),
         Format("native", "float32", "float16"),
         stock,
     ]

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import onnxruntime
 
+from llmosd.runtime.backend import choose_kv_format
 from llmosd.runtime.fetch import Progress
 from llmosd.runtime.importer import ensure_graph
 from llmosd.runtime.installed import InstalledModel
@@ -18,7 +19,7 @@ from llmosd.runtime.paged_model import Backend, PagedModel
 
 ROUNDS = 9
 WARM_UP, STEPS = 2, 5  # of each round and thread count; the timing of a round is the median of its steps
-SEQUENCES, CONTEXT, PAGE_TOKENS = 8, 128, 64
+SEQUENCES, CONTEXT, PAGE_TOKENS = 8, 128, 32
 ALL_COUNTS_TO = 8  # beyond, powers of two and the whole machine
 
 
@@ -79,6 +80,7 @@ def _step_seconds(model: InstalledModel, backend: Backend, threads: int) -> floa
         page_tokens=PAGE_TOKENS,
         threads=threads,
         spin=True,
+        kv_format=choose_kv_format(backend, "auto"),
     )
     step = (
         np.arange(100, 100 + SEQUENCES),

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmosd.errors import ModelError
-from llmosd.runtime.backend import best_page_tokens
+from llmosd.runtime.backend import best_page_tokens, choose_kv_format
 from llmosd.runtime.catalogue import Golden
 from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.paged_model import Backend, PagedModel
@@ -34,7 +34,7 @@ def verify_graph(graph: Path, geometry: Geometry, golden: Golden, *, backend: Ba
         page_tokens=page_tokens,
         threads=1,
         spin=False,
-        kv_format="float32" if weights == "float32" else "float16",
+        kv_format="float32" if weights == "float32" else choose_kv_format(backend, "auto"),
     )
     gaps = golden_gaps(model, golden)
     model.close()

@@ -37,6 +37,10 @@ def test_what_only_the_cpu_can_do_stays_there(told: dict[str, Any], words: str) 
     assert error.value.param == "device"
 
 
+def test_what_suits_the_device_is_no_obstacle() -> None:
+    assert not any("K and V" in choose_device(Config(kv_format=kind))[1] for kind in ("auto", "float16"))
+
+
 def test_the_cpu_can_be_asked_for() -> None:
     assert choose_device(Config(device="cpu")) == ("cpu", "asked for")
 

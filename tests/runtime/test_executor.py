@@ -15,7 +15,7 @@ from llmosd.runtime.distribution import Row
 from llmosd.runtime.executor import OnnxExecutor
 from llmosd.runtime.importer import ensure_graph
 from llmosd.runtime.installed import InstalledModel
-from llmosd.runtime.paged_model import PagedModel, choose_backend
+from llmosd.runtime.paged_model import PagedModel, choose_backend, choose_kv_format
 from llmosd.runtime.tokenizer import Tokenizer
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import POLICIES
@@ -39,7 +39,14 @@ def paged(model: InstalledModel) -> PagedModel:
         pytest.skip("strict mode needs the native operators, which cannot be built here")
     ensure_graph(model, "native", "file", lambda stage, done, total: None)
     return PagedModel.load(
-        model, backend="native", weights="file", pages=PAGES, page_tokens=PAGE_TOKENS, threads=2, spin=False
+        model,
+        backend="native",
+        weights="file",
+        pages=PAGES,
+        page_tokens=PAGE_TOKENS,
+        threads=2,
+        spin=False,
+        kv_format=choose_kv_format("native", "auto"),
     )
 
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from llmosd.runtime.backend import choose_kv_format
 from llmosd.runtime.gguf_reader import GgufFile
 from llmosd.runtime.importer import ensure_graph
 from llmosd.runtime.installed import InstalledModel
@@ -42,7 +43,7 @@ def load(model: InstalledModel, backend: Backend, weights: WeightFormat, threads
         page_tokens=PAGE_TOKENS,
         threads=threads,
         spin=False,
-        kv_format="float32" if weights == "float32" else "float16",
+        kv_format="float32" if weights == "float32" else choose_kv_format(backend, "auto"),
     )
 
 

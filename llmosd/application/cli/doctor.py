@@ -91,11 +91,11 @@ def _device(settings: Config) -> Iterator[Finding]:
 
 
 def _backend(settings: Config) -> Iterator[Finding]:
-    from llmosd.runtime.paged_model import check_kv_format, choose_backend
+    from llmosd.runtime.paged_model import choose_backend, choose_kv_format
 
     try:
         backend, why = choose_backend(settings.backend, settings.strict)
-        check_kv_format(backend, settings.kv_format)
+        choose_kv_format(backend, settings.kv_format)
     except LlmosError as exc:
         yield Finding("backend", BAD, exc.message)
     else:

@@ -71,7 +71,7 @@ def _facts(settings: Config, model_id: str) -> dict[str, Any]:
 def _memory(settings: Config, model_id: str) -> dict[str, int] | None:
     """Bytes of a graph on this machine's native operators; None where it is not built or has other operators."""
     from llmosd.application.blueprint import limits_of
-    from llmosd.runtime.backend import choose_backend, variant_name
+    from llmosd.runtime.backend import choose_backend, choose_kv_format, variant_name
     from llmosd.runtime.footprint import footprint
     from llmosd.runtime.installed import find
 
@@ -88,7 +88,7 @@ def _memory(settings: Config, model_id: str) -> dict[str, int] | None:
         rows=limits.slots,
         pages=limits.pages,
         page_tokens=limits.page_tokens,
-        kv_format=settings.kv_format,
+        kv_format=choose_kv_format(backend, settings.kv_format),
     )
     return {**asdict(found), "pool": found.pool, "private": found.private, "total": found.total}
 
