@@ -136,7 +136,7 @@ class Daemon:
         )
         self._service.subscribe(self._metrics.observe)
         self._server = HttpServer(self._app(plan))
-        offer_metrics(self._metrics, self._lag, self._bus, store)
+        offer_metrics(self._metrics, self._lag, self._bus, store, self._service)
         await asyncio.to_thread(self._engine.start)
         log.info("%s on %s, %s: %s; %s", config.model, plan.device, plan.backend, plan.why, plan.limits)
 

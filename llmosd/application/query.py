@@ -34,8 +34,14 @@ REQUESTS = """
 SELECT id, user, model, state, nice, prompt_tokens, completion_tokens, created_at,
   queued_ns / 1e6 AS queued_ms, prefill_ns / 1e6 AS prefill_ms, decode_ns / 1e6 AS decode_ms,
   preempted_ns / 1e6 AS preempted_ms, other_ns / 1e6 AS other_ms, total_ns / 1e6 AS total_ms, ttft_ns / 1e6 AS ttft_ms,
-  ended_at, n, preemptions, finish, error, label
+  ended_at, n, preemptions, finish, error, label, page_ns / 1e9 AS page_s, reused_tokens
 FROM requests WHERE created_at >= :since ORDER BY created_at, id
+"""
+
+USERS = """
+SELECT user, count(*) AS requests, sum(state = 'finished') AS finished, sum(prompt_tokens) AS prompt_tokens,
+  sum(completion_tokens) AS completion_tokens, sum(reused_tokens) AS reused_tokens, sum(page_ns / 1e9) AS page_s
+FROM requests WHERE created_at >= :since GROUP BY user ORDER BY page_s DESC, user
 """
 
 LATENCY = """
@@ -68,8 +74,14 @@ FROM samples WHERE ts >= :since * 1000 AND series NOT LIKE '%per_s' GROUP BY 1, 
 
 EVENTS = "SELECT at, severity, kind, request, text FROM events WHERE at >= :since ORDER BY at, id"
 
-CANNED = ("requests", "latency", "throughput", "utilisation", "events")
-_SQL = {"requests": REQUESTS, "throughput": THROUGHPUT, "utilisation": UTILISATION, "events": EVENTS}
+CANNED = ("requests", "users", "latency", "throughput", "utilisation", "events")
+_SQL = {
+    "requests": REQUESTS,
+    "users": USERS,
+    "throughput": THROUGHPUT,
+    "utilisation": UTILISATION,
+    "events": EVENTS,
+}
 
 
 def canned(path: Path, name: str, since: float = 0.0) -> Table:

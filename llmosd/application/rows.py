@@ -12,7 +12,7 @@ from llmosd.wire import EventMessage, Frame
 COLUMNS = (
     *("id", "user", "model", "state", "nice", "n", "prompt_tokens", "completion_tokens", "max_tokens"),
     *("created_at", "ended_at", "queued_ns", "prefill_ns", "decode_ns", "preempted_ns", "other_ns", "total_ns"),
-    *("ttft_ns", "preemptions", "finish", "error", "label"),
+    *("ttft_ns", "preemptions", "finish", "error", "label", "page_ns", "reused_tokens"),
 )
 # An ended request stays as it ended: a late, older view of it changes nothing.
 PUT_REQUEST = (
@@ -23,6 +23,8 @@ PUT_REQUEST = (
 PUT_FRAME = "INSERT OR REPLACE INTO frames (ts, seq, running, waiting, payload) VALUES (?, ?, ?, ?, ?)"
 PUT_SAMPLE = "INSERT OR REPLACE INTO samples (ts, series, value) VALUES (?, ?, ?)"
 PUT_EVENT = "INSERT INTO events (at, severity, kind, request, text) VALUES (?, ?, ?, ?, ?)"
+
+LARGEST = 2**63 - 1  # integer of SQLite
 
 Row = tuple[Any, ...]
 
@@ -46,6 +48,7 @@ def request_row(view: RequestView) -> Row:
         *(times.queued, times.prefill, times.decode, times.preempted, times.other, times.total),
         *(ttft, view.preemptions, view.finish),
         *(None if view.error is None else _encodable(view.error), _encodable(view.label)),
+        *(min(view.page_ns, LARGEST), view.reused_tokens),
     )
 
 

@@ -31,6 +31,7 @@ from llmosd.types import (
     RequestView,
     State,
     StateChanged,
+    UserUsage,
 )
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class Service:
     ) -> None:
         self.phase = Phase.STARTING
         self.stats: KernelStats | None = None
+        self.users: tuple[UserUsage, ...] = ()  # as of the last look at the requests
         self._engine = engine
         self._on_accept = on_accept
         self.clock = clock
@@ -127,6 +129,7 @@ class Service:
     async def requests(self) -> list[RequestView]:
         """Live ones first, each group youngest first; the last `HISTORY` ended ones are remembered."""
         stats: KernelStats = await self._ask(Inspect(next(self._tickets)))
+        self.users = stats.users
         live = [view for view in stats.requests if view.id not in self._ended]
         return sorted(live, key=_arrived, reverse=True) + sorted(self._ended.values(), key=_arrived, reverse=True)
 

@@ -110,8 +110,8 @@ def endpoints() -> Rows:
 
 def metrics() -> Rows:
     kept, registry = Metrics(""), []
-    nothing: Any = SimpleNamespace(p99_ms=lambda: 0.0, connected=True, gaps=0, lost=0)
-    offer_metrics(kept, nothing, nothing, nothing)
+    nothing: Any = SimpleNamespace(p99_ms=lambda: 0.0, connected=True, gaps=0, lost=0, users=())
+    offer_metrics(kept, nothing, nothing, nothing, nothing)
     kept.observe(cast(Any, SimpleNamespace(stats=_stats(), events=(), step=None)))
     for family in kept.registry.collect():
         suffix = "_total" if family.type == "counter" else ""

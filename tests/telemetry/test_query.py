@@ -36,8 +36,9 @@ async def path(tmp_path: Path) -> Path:
     """Two finished requests, an older one, one that runs, one that waits; two seconds of Frames; an event."""
     path = tmp_path / "llmos.db"
     store = await Store.open(path)
+    used = {"newer": {"user": "bob", "page_ns": 4_500_000_000, "reused_tokens": 7}}
     for id, ago in (("new", 0.0), ("newer", -1.0), ("old", 7200.0)):
-        store.add_events([Ended(finished(id, created_at=NOW - ago), 0)])
+        store.add_events([Ended(finished(id, created_at=NOW - ago, **used.get(id, {})), 0)])
     for second in range(2):
         rates = Throughput(prompt_per_s=10.0, generated_per_s=20.0 * second)
         store.add_frame(Frame("n", second, NOW + second, throughput=rates, host=Host(cpu=0.25 + 0.5 * second)))
@@ -77,6 +78,13 @@ def test_latency_is_of_finished_requests(path: Path) -> None:
     assert records(canned(path, "latency", NOW + 3600))[0]["count"] == 0
 
 
+def test_users_by_what_they_used(path: Path) -> None:
+    found = {r["user"]: r for r in records(canned(path, "users"))}
+    assert list(found) == ["bob", "alice"], "who used most first"
+    assert (found["bob"]["requests"], found["bob"]["finished"], found["bob"]["page_s"]) == (1, 1, 4.5)
+    assert (found["bob"]["reused_tokens"], found["alice"]["requests"], found["alice"]["page_s"]) == (7, 4, 0.0)
+
+
 def test_throughput_is_per_minute(path: Path) -> None:
     *_, last = records(canned(path, "throughput"))
     assert last["minute_at"] == NOW
@@ -94,7 +102,7 @@ def test_events_come_in_order(path: Path) -> None:
 
 def test_every_canned_query_runs_and_an_unknown_one_is_named(path: Path) -> None:
     assert all(canned(path, name).columns for name in query.CANNED)
-    with pytest.raises(InvalidRequest, match="no query 'nonsense'; there are requests, latency"):
+    with pytest.raises(InvalidRequest, match="no query 'nonsense'; there are requests, users, latency"):
         canned(path, "nonsense")
 
 

@@ -84,6 +84,14 @@ async def test_an_ended_request_has_its_time_split_and_a_late_view_does_not_undo
     assert row == ("finished", 10**7, 2 * 10**7, 31 * 10**7, 5 * 10**6, 5 * 10**6, 35 * 10**7, 3 * 10**7, 1000.35)
 
 
+async def test_pages_held_over_time_are_kept_exactly_up_to_the_largest_integer(store: Store, path: Path) -> None:
+    for id, page_ns in (("r1", 2**62 + 1), ("r2", 2**70)):
+        store.add_events([Ended(finished(id, page_ns=page_ns, reused_tokens=3), 350)])
+    await committed(store)
+    kept = rows(path, "SELECT page_ns, reused_tokens FROM requests WHERE id LIKE 'r%' ORDER BY id")
+    assert kept == [(2**62 + 1, 3), (2**63 - 1, 3)]
+
+
 async def test_a_request_that_ends_before_its_acceptance_is_recorded_stays_ended(store: Store, path: Path) -> None:
     store.add_events([Ended(finished("r1"), 350)])
     await store.record_accepted(view("r1"))

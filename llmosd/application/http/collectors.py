@@ -9,7 +9,7 @@ from itertools import accumulate
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from llmosd.types import KernelStats
+from llmosd.types import KernelStats, UserUsage
 
 
 class KernelCollector(Collector):
@@ -25,6 +25,7 @@ class KernelCollector(Collector):
         usage = stats.pages_used / stats.pages_total
         yield self._gauge("vllm:num_requests_running", "Requests that run", stats.running)
         yield self._gauge("vllm:num_requests_waiting", "Requests that wait", stats.waiting)
+        yield self._gauge("llmos_requests_parked", "Requests that wait for their user's quota", stats.parked)
         yield self._gauge("vllm:kv_cache_usage_perc", "Share of KV pages in use, 1 is all", usage)
         yield self._gauge("llmos_requests_prefilling", "Running requests that are in prefill", stats.prefilling)
         yield self._gauge("llmos_slots", "Sequences that can run at once", stats.slots)
@@ -51,6 +52,41 @@ class KernelCollector(Collector):
         family = CounterMetricFamily(name, documentation, labels=["model_name"])
         family.add_metric([self._model], value)
         return family
+
+
+USER_METRICS: tuple[tuple[str, str, type[GaugeMetricFamily] | type[CounterMetricFamily], str, float], ...] = (
+    ("llmos_user_pages", "Pages that a user's requests hold", GaugeMetricFamily, "pages", 1),
+    ("llmos_user_running", "Running requests of a user", GaugeMetricFamily, "running", 1),
+    ("llmos_user_page_seconds", "Integral over time of the pages held by a user", CounterMetricFamily, "page_ns", 1e9),
+    ("llmos_user_prefilled_tokens", "Tokens prefilled for a user", CounterMetricFamily, "prefilled_tokens", 1),
+    ("llmos_user_reused_tokens", "Tokens found in the prefix cache instead", CounterMetricFamily, "reused_tokens", 1),
+    ("llmos_user_generated_tokens", "Tokens generated for a user", CounterMetricFamily, "generated_tokens", 1),
+)  # name, documentation, kind, field of UserUsage, its unit
+
+
+class UserCollector(Collector):
+    """What each user holds and has used. All users whose names are not kept are the user `*`."""
+
+    def __init__(self, read: Callable[[], Iterable[UserUsage]]) -> None:
+        self._read = read
+
+    def describe(self) -> Iterable[Metric]:
+        return [kind(name, documentation, labels=["user"]) for name, documentation, kind, _, _ in USER_METRICS]
+
+    def collect(self) -> Iterable[Metric]:
+        usages = [(_label(usage.user), usage) for usage in self._read()]
+        for name, documentation, kind, field, unit in USER_METRICS:
+            family = kind(name, documentation, labels=["user"])
+            for label, usage in usages:
+                family.add_metric([label], getattr(usage, field) / unit)
+            yield family
+
+
+def _label(user: str | None) -> str:
+    """Different for different users, whatever they call themselves."""
+    if user is None:
+        return "*"
+    return f"*{user}" if user.startswith("*") else user
 
 
 class Distribution(Collector):

@@ -8,14 +8,14 @@ a preemption between them; requests that were cancelled or failed have no latenc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from llmosd.application.engine import Batch
-from llmosd.application.http.collectors import Distribution, KernelCollector, ReadCollector
+from llmosd.application.http.collectors import Distribution, KernelCollector, ReadCollector, UserCollector
 from llmosd.types import (
     Accepted,
     Ended,
@@ -27,6 +27,7 @@ from llmosd.types import (
     State,
     StateChanged,
     StepStats,
+    UserUsage,
 )
 
 _TTFT = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.25, 2.5, 5, 10, 20, 40, 80, 160)
@@ -72,6 +73,10 @@ class Metrics:
                 self._on_tokens(life, event)
         if batch.step:
             self._on_step(batch.step)
+
+    def users(self, read: Callable[[], Iterable[UserUsage]]) -> None:
+        """What each user holds and has used, read at every scrape."""
+        self.registry.register(UserCollector(read))
 
     def count_http(self, method: str, route: str, status: int) -> None:
         self._http.labels(method, route, str(status)).inc()
