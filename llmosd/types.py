@@ -209,12 +209,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Log probability of one token and of the likeliest at its place, from the raw model distribution."""
+    """Log probability of one token and of the likeliest at its place, from the raw model distribution.
+
+    Whoever shows them looks up the tokens' texts: a step does not wait for that.
+    """
 
     token: int
-    text: str
     logprob: float
-    top: tuple[tuple[int, str, float], ...] = ()
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,18 +14,24 @@ class Detokenizer:
     """
 
     def __init__(self, stop: tuple[str, ...]) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stop = stop
+        self._begun = b""  # a character
         self._held = ""
 
     def push(self, data: bytes) -> tuple[str, bool]:
         """Text that became safe with these bytes, and whether a stop string ended it. Not to be called after that."""
-        return self._release(self._decoder.decode(data))
+        return self._release(self._decode(data))
 
     def flush(self) -> str:
         """The rest, at the end of the tokens: what was held back and U+FFFD for an unfinished character."""
-        text, stopped = self._release(self._decoder.decode(b"", final=True))
+        text, stopped = self._release(self._decode(b"", final=True))
         return text if stopped else text + self._held
+
+    def _decode(self, data: bytes, final: bool = False) -> str:
+        data = self._begun + data
+        text, decoded = codecs.utf_8_decode(data, "replace", final)
+        self._begun = data[decoded:]
+        return text
 
     def _release(self, new: str) -> tuple[str, bool]:
         if not self._stop:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable
-from itertools import accumulate
 
 from llmosd.errors import StepError
 from llmosd.runtime.detokenizer import Detokenizer
 from llmosd.runtime.distribution import Row
-from llmosd.runtime.native_sampling import best_sampler
-from llmosd.runtime.packing import Packer
+from llmosd.runtime.native_sampling import best_sampler, drawn
+from llmosd.runtime.packing import Packed, Packer
 from llmosd.runtime.page_transfers import PageTransfers
 from llmosd.runtime.paged_model import PagedModel
 from llmosd.runtime.sampling import Draw
@@ -62,8 +61,11 @@ class OnnxExecutor:
         """Raises StepError where the run failed; logits that are not finite end their own sequence only."""
         began = time.perf_counter_ns()
         self._prepare(plan)
-        sampled, run_ns = self._run(plan.sequences, meanwhile)
-        results = tuple(sampled.get(part.sequence) or SequenceResult(part.sequence) for part in plan.sequences)
+        results, run_ns = tuple[SequenceResult, ...](), 0
+        if plan.sequences:
+            results, run_ns = self._step(plan.sequences, meanwhile)
+        else:
+            meanwhile()
         finished = self._transfers.finished(at_least_one=not plan.sequences) if self._transfers else ()
         return StepResult(plan.step, results, run_ns, time.perf_counter_ns() - began, finished)
 
@@ -71,7 +73,7 @@ class OnnxExecutor:
         for sequence in plan.ended:
             self._sequences.pop(sequence, None)
         for start in plan.started:
-            self._sequences[start.sequence] = _Sequence(start)
+            self._sequences[start.sequence] = _Sequence(start, self._vocab)
         for copy in plan.copies:
             self._model.copy_page(copy.source, copy.target)
         if self._transfers:
@@ -79,67 +81,81 @@ class OnnxExecutor:
         else:
             assert not plan.page_outs and not plan.page_ins, "pages are to be swapped without a swap file"
 
-    def _run(
+    def _step(
         self, parts: tuple[SequencePlan, ...], meanwhile: Callable[[], None]
-    ) -> tuple[dict[SequenceId, SequenceResult], Nanoseconds]:
+    ) -> tuple[tuple[SequenceResult, ...], Nanoseconds]:
         """Run all sequences and sample those that are to be."""
-        if not parts:
-            meanwhile()
-            return {}, 0
-        packed = self._packer.pack(parts)
+        streams = [self._stream(part) for part in parts if part.sample]
+        packed = self._packer.pack(parts, [stream.address for stream in streams])
         meanwhile()
+        logits, run_ns = self._run(packed)
+        return self._sample(parts, streams, packed.firsts, logits), run_ns
+
+    def _run(self, packed: Packed) -> tuple[Row, Nanoseconds]:
         began = time.perf_counter_ns()
         logits = self._model.run(
-            packed.token_ids, packed.cumulative_lengths, packed.past_lengths, packed.page_table, packed.logit_rows
+            packed.token_ids,
+            packed.cumulative_lengths,
+            packed.past_lengths,
+            packed.page_table,
+            packed.logit_rows,
+            packed.streams,
         )
-        run_ns = time.perf_counter_ns() - began
-        return self._sample([part for part in parts if part.sample], logits[:, : self._vocab]), run_ns
+        return logits, time.perf_counter_ns() - began
 
-    def _sample(self, parts: list[SequencePlan], logits: Row) -> dict[SequenceId, SequenceResult]:
-        """Draw the next token of all sequences, then the one after it of those whose guess was right, and so on.
+    def _stream(self, part: SequencePlan) -> Stream:
+        stream = self._sequences[part.sequence].stream
+        at = part.past + len(part.tokens) - part.drafts
+        assert stream.position == at, f"sequence {part.sequence} is sampled out of turn"
+        return stream
+
+    def _sample(
+        self, parts: tuple[SequencePlan, ...], streams: list[Stream], firsts: list[int], logits: Row
+    ) -> tuple[SequenceResult, ...]:
+        """What the step gives each sequence. `firsts` are the rows of logits that each stream's first token is of."""
+        draws = iter(self._draw(streams, firsts, logits))
+        results = [self._result(part, next(draws)) if part.sample else SequenceResult(part.sequence) for part in parts]
+        if len(logits) > len(streams):
+            self._go_on(parts, firsts, logits, results)
+        return tuple(results)
+
+    def _draw(self, streams: list[Stream], rows: list[int], logits: Row) -> list[Draw | StepError]:
+        if not self._model.draws:
+            return self._sampler.draw_rows(_take(logits, rows), streams)
+        tokens = self._model.tokens.tolist()
+        return drawn(tokens if len(tokens) == len(rows) else [tokens[row] for row in rows], streams)
+
+    def _go_on(
+        self, parts: tuple[SequencePlan, ...], firsts: list[int], logits: Row, results: list[SequenceResult]
+    ) -> None:
+        """Draw the tokens after the guesses that were right: what follows one, then what follows the next, and so on.
 
         What is drawn depends on the sequence's own history alone, so right guesses give the tokens that single steps
         would have given.
         """
-        results = dict[SequenceId, SequenceResult]()
-        rows = accumulate((part.drafts + 1 for part in parts), initial=0)
-        wave, ahead = list(zip(parts, rows, strict=False)), 0
-        while wave:
-            streams = [self._stream(part, ahead) for part, _ in wave]
-            draws = self._sampler.draw_rows(_take(logits, [row + ahead for _, row in wave]), streams)
-            for (part, _), draw in zip(wave, draws, strict=True):
-                result = self._result(part, draw)
-                results[part.sequence] = _join(results[part.sequence], result) if ahead else result
-            wave = [(part, row) for part, row in wave if _goes_on(part, results[part.sequence])]
+        sampled = [place for place, part in enumerate(parts) if part.sample]
+        wave, ahead = list(zip(sampled, firsts, strict=True)), 0
+        while wave := [(place, row) for place, row in wave if _is_right(parts[place], results[place])]:
             ahead += 1
-        return results
-
-    def _stream(self, part: SequencePlan, ahead: int) -> Stream:
-        stream = self._sequences[part.sequence].stream
-        position = part.past + len(part.tokens) - part.drafts + ahead
-        assert stream.position == position, f"sequence {part.sequence} is sampled out of turn"
-        return stream
+            streams = [self._sequences[parts[place].sequence].stream for place, _ in wave]
+            draws = self._sampler.draw_rows(_take(logits, [row + ahead for _, row in wave]), streams)
+            for (place, _), draw in zip(wave, draws, strict=True):
+                results[place] = _join(results[place], self._result(parts[place], draw))
 
     def _result(self, part: SequencePlan, draw: Draw | StepError) -> SequenceResult:
         if isinstance(draw, StepError):
             return SequenceResult(part.sequence, error=draw.message)
         text, finish = self._sequences[part.sequence].accept(draw.token, self._tokenizer)
-        logprobs = (self._logprob(draw),) if draw.logprob is not None else ()
+        logprobs = () if draw.logprob is None else (TokenLogprob(draw.token, draw.logprob, draw.top),)
         return SequenceResult(part.sequence, (draw.token,), text, logprobs, finish)
-
-    def _logprob(self, draw: Draw) -> TokenLogprob:
-        assert draw.logprob is not None
-        text = self._tokenizer.token_text
-        top = tuple([(token, text(token), value) for token, value in draw.top])
-        return TokenLogprob(draw.token, text(draw.token), draw.logprob, top)
 
 
 class _Sequence:
     """What the executor keeps of one sequence between steps; preemption does not touch it."""
 
-    def __init__(self, start: SequenceStart) -> None:
+    def __init__(self, start: SequenceStart, vocab: int) -> None:
         assert start.sampling.max_tokens is not None, "the kernel resolves max_tokens"
-        self.stream = Stream(start)
+        self.stream = Stream(start, vocab)
         self._text = Detokenizer(start.sampling.stop)
         self._left = start.sampling.max_tokens
         self._ignore_eos = start.sampling.ignore_eos
@@ -158,7 +174,7 @@ class _Sequence:
         return text, None
 
 
-def _goes_on(part: SequencePlan, result: SequenceResult) -> bool:
+def _is_right(part: SequencePlan, result: SequenceResult) -> bool:
     """Whether the last token drawn is the guess that was fed in its place, and not the sequence's last."""
     ahead = len(result.tokens) - 1
     return 0 <= ahead < part.drafts and not result.finish and result.tokens[ahead] == part.tokens[ahead - part.drafts]

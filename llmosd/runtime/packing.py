@@ -7,7 +7,6 @@ costs the loading of its code.
 from __future__ import annotations
 
 from array import array
-from itertools import accumulate, chain
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +21,7 @@ class Packed:
     """Arrays of one set of sizes: tokens, sequences, pages of the longest one, rows that need logits."""
 
     def __init__(self, tokens: int, sequences: int, pages: int, rows: int) -> None:
-        self._tokens, self._rows = _zeros("q", tokens), _zeros("q", rows)
+        self._tokens, self._rows, self._streams = _zeros("q", tokens), _zeros("q", rows), _zeros("q", rows)
         self._cumulative, self._past = _zeros("i", sequences + 1), _zeros("i", sequences)
         self._pages = _zeros("i", sequences * pages)
         self.token_ids: Int64 = np.frombuffer(self._tokens, np.int64)
@@ -30,21 +29,34 @@ class Packed:
         self.past_lengths: Int32 = np.frombuffer(self._past, np.intc)
         self.page_table: Int32 = np.frombuffer(self._pages, np.intc).reshape(sequences, pages)
         self.logit_rows: Int64 = np.frombuffer(self._rows, np.int64)
+        self.streams: Int64 = np.frombuffer(self._streams, np.int64)
+        self.firsts: list[int] = []  # of its rows of logits, for each sequence that is sampled
 
-    def fill(self, parts: tuple[SequencePlan, ...], ends: list[int], rows: list[int]) -> None:
-        """All but the page table."""
-        self._tokens[:] = array("q", chain.from_iterable(part.tokens for part in parts))
+    def fill(self, tokens: list[int], ends: list[int], past: list[int]) -> None:
+        self._tokens[:] = array("q", tokens)
         self._cumulative[1:] = array("i", ends)
-        self._past[:] = array("i", [part.past for part in parts])
-        if rows:  # memory that numpy sees takes no empty slice
-            self._rows[:] = array("q", rows)
+        self._past[:] = array("i", past)
+
+    def fill_rows(self, rows: list[int], firsts: list[int], streams: list[int]) -> None:
+        """`streams` draw from the rows `firsts`, and nothing from the others."""
+        self.firsts = firsts
+        if not rows:  # memory that numpy sees takes no empty slice
+            return
+        self._rows[:] = array("q", rows)
+        if len(rows) > len(streams):
+            self._streams[:] = array("q", bytes(8 * len(rows)))
+            for row, stream in zip(firsts, streams, strict=True):
+                self._streams[row] = stream
+        else:
+            self._streams[:] = array("q", streams)
 
     def fill_pages(self, parts: tuple[SequencePlan, ...], table: array[int], columns: int) -> None:
         """From the flat `table` with rows of `columns`."""
-        width = self.page_table.shape[1]
-        for place, part in enumerate(parts):
+        width, pages, place = self.page_table.shape[1], self._pages, 0
+        for part in parts:
             first = part.row * columns
-            self._pages[place * width : (place + 1) * width] = table[first : first + width]
+            pages[place : place + width] = table[first : first + width]
+            place += width
 
 
 class Packer:
@@ -56,13 +68,25 @@ class Packer:
         self._sizes = (0, 0, 0, 0)
         self._packed: Packed | None = None
 
-    def pack(self, parts: tuple[SequencePlan, ...]) -> Packed:
-        """Arrays that the next call may overwrite. `parts` is not empty."""
-        ends = list(accumulate(len(part.tokens) for part in parts))
-        longest = max(part.past + len(part.tokens) for part in parts)
-        rows = [row for part, end in zip(parts, ends, strict=True) for row in _logit_rows(part, end)]
-        packed = self._arrays((ends[-1], len(parts), -(-longest // self._page_tokens), len(rows)))
-        packed.fill(parts, ends, rows)
+    def pack(self, parts: tuple[SequencePlan, ...], streams: list[int]) -> Packed:
+        """Arrays that the next call may overwrite. `parts` is not empty; `streams` has an address for each sampled one.
+
+        Logits are wanted of a sampled sequence's last row, and of those before its guesses.
+        """
+        tokens, ends, past, rows, firsts = list[int](), list[int](), list[int](), list[int](), list[int]()
+        longest = 0
+        for part in parts:
+            tokens += part.tokens
+            end = len(tokens)
+            ends.append(end)
+            past.append(part.past)
+            longest = max(longest, part.past + len(part.tokens))
+            if part.sample:
+                firsts.append(len(rows))
+                rows += range(end - part.drafts - 1, end)
+        packed = self._arrays((len(tokens), len(parts), -(-longest // self._page_tokens), len(rows)))
+        packed.fill(tokens, ends, past)
+        packed.fill_rows(rows, firsts, streams)
         packed.fill_pages(parts, self._table, self._columns)
         return packed
 
@@ -70,11 +94,6 @@ class Packer:
         if self._packed is None or sizes != self._sizes:
             self._packed, self._sizes = Packed(*sizes), sizes
         return self._packed
-
-
-def _logit_rows(part: SequencePlan, end: int) -> range:
-    """Of its rows, which end before `end`, the last one if it is sampled, and those before guesses."""
-    return range(end - part.drafts - part.sample, end)
 
 
 def _zeros(kind: str, count: int) -> array[int]:

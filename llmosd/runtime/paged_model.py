@@ -55,7 +55,8 @@ class PagedModel:
         self.kv_format: KvFormat = kv_format
         self.pages, self.page_tokens, self.threads = pages, page_tokens, threads
         session = open_session(graph, backend, kv_format, threads, spin)
-        self._session = BoundSession(session, geometry.vocab, copies=backend == "cuda")
+        self.draws = backend == "native"  # a run can draw tokens too
+        self._session = BoundSession(session, geometry.vocab, copies=backend == "cuda", draws=self.draws)
         self._pool: Pool
         self.host_pool: HostPool | None = None  # where the pages lie in this process's memory
         self._rows: HostRows | None = None
@@ -101,14 +102,27 @@ class PagedModel:
     def bytes_per_page(self) -> int:
         return bytes_per_page(self.geometry, self.page_tokens, self.kv_format)
 
+    @property
+    def tokens(self) -> Int64:
+        """What the last run drew from each row of logits, −1 where they were not finite; only where it `draws`."""
+        return self._session.tokens
+
     def run(
-        self, token_ids: Int64, cumulative_lengths: Int32, past_lengths: Int32, page_table: Int32, logit_rows: Int64
+        self,
+        token_ids: Int64,
+        cumulative_lengths: Int32,
+        past_lengths: Int32,
+        page_table: Int32,
+        logit_rows: Int64,
+        streams: Int64 | None = None,
     ) -> F32:
         """One step over packed tokens; logits [R, vocab] of the packed rows `logit_rows`.
 
         Sequence b owns tokens cumulative_lengths[b] … cumulative_lengths[b+1]−1 and puts them at positions from
         past_lengths[b] on, in the pages that row b of `page_table` names. Its K and V are in the pool afterwards.
-        The result is a view into a buffer that the next run overwrites. Raises StepError with the operator's words.
+        `streams` has the address of a Stream for each row of logits that a token is to be drawn from, else 0; they must
+        live as long as the call. The result is a view into a buffer that the next run overwrites. Raises StepError with
+        the operator's words.
         """
         if self.backend != "native":
             check_pages(self._pool, cumulative_lengths, past_lengths, page_table)
@@ -121,6 +135,8 @@ class PagedModel:
         self._session.bind("past_lengths", past_lengths)
         self._session.bind("page_table", page_table)
         self._session.bind("logit_rows", logit_rows)
+        if self.draws:
+            self._session.bind("streams", np.zeros(len(logit_rows), np.int64) if streams is None else streams)
         logits = self._session.bind_logits(len(logit_rows))
         self._session.run()
         if self._rows:

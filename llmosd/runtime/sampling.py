@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,8 +18,7 @@ from llmosd.runtime.distribution import NOT_FINITE, Distribution, Row, quantile
 from llmosd.runtime.stream import Stream, uniform
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
+class Draw(NamedTuple):
     """A chosen token; with logprobs its own and those of the likeliest `(token, logprob)`, all of the raw row."""
 
     token: int
@@ -47,7 +45,7 @@ class NumpySampler:
 
     def _draw_or_error(self, row: Row, stream: Stream) -> Draw | StepError:
         try:
-            return _draw(row, stream)
+            return _draw(row[: stream.vocab], stream)
         except StepError as error:
             return error
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from llmosd.errors import ModelError, StepError
@@ -21,6 +21,7 @@ from llmosd.runtime.page_pool import width
 from llmosd.types import KvFormat
 
 F32 = NDArray[np.float32]
+Int64 = NDArray[np.int64]
 Bindable: TypeAlias = NDArray[Any] | ort.OrtValue
 
 SPIN_US = 20
@@ -50,13 +51,16 @@ class BoundSession:
     counts at that moment.
     """
 
-    def __init__(self, session: ort.InferenceSession, vocab: int, *, copies: bool) -> None:
+    def __init__(self, session: ort.InferenceSession, vocab: int, *, copies: bool, draws: bool) -> None:
+        """`draws`: the graph draws tokens as well."""
         self._copies = copies
+        self._draws = draws
         self.inference = session
         self._binding = session.io_binding()
         self._bound: dict[str, Bindable] = {}
         self._memory: F32 = np.empty((0, vocab), np.float32)  # of logits
         self._logits: F32 | None = None
+        self.tokens: Int64 = np.empty(0, np.int64)  # of the bound rows, where the graph draws
 
     def bind(self, name: str, value: Bindable) -> None:
         """Bind an input; an array that is bound already and used in place is left alone."""
@@ -76,6 +80,9 @@ class BoundSession:
         if self._logits is None or rows != len(self._logits):
             self._logits = self._memory[:rows]
             self.bind_output("logits", self._logits)
+            if self._draws:
+                self.tokens = np.empty(rows, np.int64)
+                self.bind_output("tokens", self.tokens)
         return self._logits
 
     def run(self) -> None:
@@ -107,7 +114,11 @@ def open_session(graph: Path, backend: Backend, kv_format: KvFormat, threads: in
         native.register(options)
     try:
         model = _specialised(graph, kv_format, threads)
-        return ort.InferenceSession(model, options, providers("cuda" if backend == "cuda" else "cpu"))
+        if backend == "native":
+            _add_draw(model, threads)
+        return ort.InferenceSession(
+            model.SerializeToString(), options, providers("cuda" if backend == "cuda" else "cpu")
+        )
     except (OSError, *_RUN_ERRORS) as error:
         raise ModelError(f"{graph} cannot be loaded: {error}") from error
 
@@ -116,7 +127,7 @@ def _ort_value(value: Bindable) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
-def _specialised(graph: Path, kv_format: KvFormat, threads: int) -> bytes:
+def _specialised(graph: Path, kv_format: KvFormat, threads: int) -> onnx.ModelProto:
     """The stored graph with this session's thread count and K/V type written in."""
     model = onnx.load(graph, load_external_data=False)
     for value in model.graph.input:
@@ -130,4 +141,12 @@ def _specialised(graph: Path, kv_format: KvFormat, threads: int) -> bytes:
             for attribute in node.attribute:
                 if attribute.name == "threads":
                     attribute.i = threads
-    return bytes(model.SerializeToString())
+    return model
+
+
+def _add_draw(model: onnx.ModelProto, threads: int) -> None:
+    """Let the graph draw a token from each row of logits: input `streams` (addresses, or 0), output `tokens`."""
+    graph, rows = model.graph, ["R"]
+    graph.node.append(helper.make_node("Draw", ["logits", "streams"], ["tokens"], domain=LLMOS, threads=threads))
+    graph.input.append(helper.make_tensor_value_info("streams", TensorProto.INT64, rows))
+    graph.output.append(helper.make_tensor_value_info("tokens", TensorProto.INT64, rows))

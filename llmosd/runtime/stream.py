@@ -1,13 +1,15 @@
-"""What sampling knows of one sequence: what was asked for, which tokens it has seen, and where it stands."""
+"""What sampling knows of one sequence: what was asked for, which tokens it has seen, where it stands, what it drew."""
 
 from __future__ import annotations
 
 import ctypes
 from array import array
 from collections.abc import Sequence
+from itertools import islice
 
 from llmosd.types import Sampling, SequenceStart
 
+WHOLE_ROW = 1 << 62  # more logits than any row has
 GREEDY_BELOW = 1e-5  # a temperature under this is greedy: dividing by it would overflow float32
 _MASK = (1 << 64) - 1
 
@@ -47,12 +49,13 @@ class Seen:
 
 
 class Parameters(ctypes.Structure):
-    """All of a stream that a draw depends on, laid out as the native library's `Parameters`."""
+    """All of a stream that a draw depends on, and its results, laid out as the native library's `Parameters`."""
 
     _fields_ = (
         ("seen", ctypes.c_void_p),
         ("counts", ctypes.c_void_p),
         ("seen_count", ctypes.c_int64),
+        ("vocab", ctypes.c_int64),
         ("seed", ctypes.c_uint64),
         ("choice", ctypes.c_uint64),
         ("position", ctypes.c_uint64),
@@ -65,26 +68,42 @@ class Parameters(ctypes.Structure):
         ("frequency", ctypes.c_float),
         ("presence", ctypes.c_float),
         ("penalised", ctypes.c_int32),
+        ("logprob", ctypes.c_double),
+        ("top_count", ctypes.c_int64),
+        ("top_ids", ctypes.c_void_p),
+        ("top_logprobs", ctypes.c_void_p),
     )
 
 
 class Stream:
     """One sequence's sampling; it moves on by `accept` alone."""
 
-    def __init__(self, start: SequenceStart) -> None:
+    def __init__(self, start: SequenceStart, vocab: int = WHOLE_ROW) -> None:
+        """The first `vocab` logits of a row are those of tokens."""
         self.sampling = start.sampling
+        self.vocab = vocab
         self.choice = start.choice
         self.position = len(start.prompt)  # of the next token
         self.penalised = _penalises(start.sampling)
         self.seen = Seen(start.prompt if start.sampling.repetition_penalty != 1.0 else ())
-        self._parameters = _parameters(start, self.position, self.penalised)
-        self.address = ctypes.addressof(self._parameters)  # of what the native library reads
+        self._parameters = _parameters(start, self.position, self.penalised, vocab)
+        self.address = ctypes.addressof(self._parameters)  # of what the native library reads and writes
+        self._top_ids = array("q", bytes(8 * (start.sampling.logprobs or 0)))
+        self._top_logprobs = array("d", bytes(8 * len(self._top_ids)))
+        self._parameters.top_ids = self._top_ids.buffer_info()[0]
+        self._parameters.top_logprobs = self._top_logprobs.buffer_info()[0]
         self._show_seen()
 
     @property
     def scale(self) -> float:
         """What logits are multiplied by; 0 stands for a greedy choice."""
         return self._parameters.scale  # type: ignore[no-any-return]
+
+    @property
+    def logprobs(self) -> tuple[float, tuple[tuple[int, float], ...]]:
+        """What the native library's last draw says of its token and of the likeliest ones, where that was asked for."""
+        top = zip(self._top_ids, self._top_logprobs, strict=True)
+        return self._parameters.logprob, tuple(islice(top, self._parameters.top_count))
 
     def accept(self, token: int) -> None:
         self.position += 1
@@ -101,9 +120,10 @@ def _penalises(sampling: Sampling) -> bool:
     return (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty) != (1.0, 0.0, 0.0)
 
 
-def _parameters(start: SequenceStart, position: int, penalised: bool) -> Parameters:
+def _parameters(start: SequenceStart, position: int, penalised: bool, vocab: int) -> Parameters:
     sampling = start.sampling
     return Parameters(
+        vocab=vocab,
         seed=sampling.seed & _MASK,
         choice=start.choice,
         position=position,

@@ -93,12 +93,12 @@ class LettersExecutor:
         tokens = tuple(ord("a") + (start.choice + token) % 26 for token in result.tokens)
         text = "".join(chr(token) for token in tokens)
         wanted = start.sampling.logprobs
-        logprobs = () if wanted is None else tuple(self._chances(token, wanted) for token in tokens)
+        logprobs = () if wanted is None else tuple(_chances(token, wanted) for token in tokens)
         return replace(result, tokens=tokens, text=text, logprobs=logprobs)
 
-    def _chances(self, token: int, wanted: int) -> TokenLogprob:
-        letter = chr(token)
-        return TokenLogprob(token, letter, -0.5, tuple((token, letter, -0.5 - rank) for rank in range(wanted)))
+
+def _chances(token: int, wanted: int) -> TokenLogprob:
+    return TokenLogprob(token, -0.5, tuple((token, -0.5 - rank) for rank in range(wanted)))
 
 
 @dataclass

@@ -35,7 +35,8 @@ def session(
     names = [f"x{i}" for i in range(len(types))]
     node = helper.make_node(op, names, ["y"], domain="llmos", threads=threads, **dict(attributes))
     inputs = [helper.make_tensor_value_info(name, kind, None) for name, kind in zip(names, types, strict=True)]
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    kind = TensorProto.INT64 if op == "Draw" else TensorProto.FLOAT
+    outputs = [helper.make_tensor_value_info("y", kind, None)]
     graph = helper.make_graph([node], "test", inputs, outputs)
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("llmos", 1)]
     options = onnxruntime.SessionOptions()

@@ -159,9 +159,9 @@ class Chunks:
 
 
 def chances(entry: TokenLogprob, tokenizer: Tokenizer) -> TokenChances:
-    top = [TokenChance(text, logprob, _bytes(token, tokenizer)) for token, text, logprob in entry.top]
-    return TokenChances(entry.text, entry.logprob, _bytes(entry.token, tokenizer), top)
+    top = [TokenChance(*_spelled(token, tokenizer, logprob)) for token, logprob in entry.top]
+    return TokenChances(*_spelled(entry.token, tokenizer, entry.logprob), top)
 
 
-def _bytes(token: int, tokenizer: Tokenizer) -> list[int] | None:
-    return list(tokenizer.token_bytes(token)) or None
+def _spelled(token: int, tokenizer: Tokenizer, logprob: float) -> tuple[str, float, list[int] | None]:
+    return tokenizer.token_text(token), logprob, list(tokenizer.token_bytes(token)) or None

@@ -59,7 +59,7 @@ class CompletionsEndpoint:
         ids = await asyncio.gather(*map(self._tokens, prompts))
         text = prompts[0] if isinstance(prompts[0], str) else ""
         generation = await begin(request, self._backing, body, sampling, ids, text)
-        answer = Answer(f"cmpl-{request_id(request)}", self._backing.model.id, generation, options)
+        answer = Answer(f"cmpl-{request_id(request)}", self._backing, generation, options)
         if options is not None:
             return streamed(generation, options, answer.events, answer.usage)
         choices = await generation.choices(request)
@@ -77,17 +77,20 @@ class CompletionsEndpoint:
 class Answer:
     """Outputs in the shape of this endpoint."""
 
-    def __init__(self, id: str, model: str, generation: Generation, options: StreamOptions | None) -> None:
+    def __init__(self, id: str, backing: Backing, generation: Generation, options: StreamOptions | None) -> None:
         self._id = id
         self._created = int(time.time())
-        self._model = model
+        self._model = backing.model.id
+        self._token_text = backing.prompts.tokenizer.token_text
         self._generation = generation
         self._options = options or StreamOptions()
         self._offsets: dict[int, int] = {}
         self._texts = TextEvents(lambda index, text: self._chunk([TextChoice(index, text)]))
 
     def whole(self, choices: list[Choice], logprobs: bool) -> Completion:
-        made = [TextChoice(c.index, c.text, _logprobs(c.logprobs, 0) if logprobs else None, c.finish) for c in choices]
+        made = [
+            TextChoice(c.index, c.text, self._logprobs(c.logprobs, 0) if logprobs else None, c.finish) for c in choices
+        ]
         return Completion(self._id, self._created, self._model, made, usage=self._generation.usage)
 
     def events(self, index: int, output: Output) -> bytes:
@@ -97,8 +100,8 @@ class Answer:
         if not (output.text or output.finish or output.logprobs):
             return b""
         offset = self._offsets.get(index, 0)
-        logprobs = _logprobs(output.logprobs, offset) if output.logprobs else None
-        self._offsets[index] = offset + sum(len(entry.text) for entry in output.logprobs)
+        logprobs = self._logprobs(output.logprobs, offset) if output.logprobs else None
+        self._offsets[index] = offset + sum(map(len, logprobs.tokens)) if logprobs else offset
         return sse(self._chunk([TextChoice(index, output.text, logprobs, output.finish)]))
 
     def usage(self) -> Completion:
@@ -110,21 +113,20 @@ class Answer:
         usage = self._generation.running_usage(self._options)
         return Completion(self._id, self._created, self._model, choices, usage=usage)
 
+    def _logprobs(self, entries: Sequence[TokenLogprob], offset: int) -> Logprobs:
+        made = Logprobs([], [], [], [])
+        for entry in entries:
+            text = self._token_text(entry.token)
+            made.tokens.append(text)
+            made.token_logprobs.append(entry.logprob)
+            made.top_logprobs.append(self._by_text(entry))
+            made.text_offset.append(offset)
+            offset += len(text)
+        return made
 
-def _logprobs(entries: Sequence[TokenLogprob], offset: int) -> Logprobs:
-    made = Logprobs([], [], [], [])
-    for entry in entries:
-        made.tokens.append(entry.text)
-        made.token_logprobs.append(entry.logprob)
-        made.top_logprobs.append(_by_text(entry))
-        made.text_offset.append(offset)
-        offset += len(entry.text)
-    return made
-
-
-def _by_text(entry: TokenLogprob) -> dict[str, float]:
-    """Of tokens that read the same, the likeliest."""
-    chances: dict[str, float] = {}
-    for _, text, logprob in entry.top:
-        chances.setdefault(text, logprob)
-    return chances
+    def _by_text(self, entry: TokenLogprob) -> dict[str, float]:
+        """Of tokens that read the same, the likeliest."""
+        chances: dict[str, float] = {}
+        for token, logprob in entry.top:
+            chances.setdefault(self._token_text(token), logprob)
+        return chances

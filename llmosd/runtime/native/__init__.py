@@ -1,6 +1,6 @@
 """The native operators: whether they can be used, and how to use them in a session.
 
-Domain ``llmos``, version 1: PagedAttention, QLinear, Linear, SwiGLU (each described at the top of its C++ file).
+Domain ``llmos``, version 1: PagedAttention, QLinear, Linear, SwiGLU, Draw (each described at the top of its C++ file).
 `build.py` compiles them; nothing here compiles by itself.
 """
 
@@ -73,9 +73,7 @@ def load(path: Path) -> ctypes.CDLL:
     library.llmos_compiler.restype = ctypes.c_char_p
     library.llmos_use_kernels.argtypes = [ctypes.c_char_p]
     pointer, count = ctypes.c_void_p, ctypes.c_int64
-    rows = (pointer, pointer, count, count, pointer, count)
-    results = (pointer, pointer, count, pointer, pointer)
-    library.llmos_draw.argtypes = [*rows, *results]
+    library.llmos_draw.argtypes = [pointer, pointer, count, count, pointer, count, pointer]
     library.llmos_sampler_open.argtypes, library.llmos_sampler_open.restype = [ctypes.c_int], pointer
     library.llmos_sampler_close.argtypes, library.llmos_sampler_close.restype = [pointer], None
     return library

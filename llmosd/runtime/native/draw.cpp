@@ -1,36 +1,18 @@
-// Chooses the next token of each row of a step's logits. Not an operator: one plain C function, called once a step.
-//
 // Penalties, temperature, then the cuts (top-k, min-p, top-p), each on what the one before it left, renormalised;
-// logprobs are of the raw row. Weights are relative to the likeliest token's, which is 1. A row's result depends on
-// nothing but the row and its stream. The same in numpy: sampling.py and distribution.py.
+// logprobs are of the raw row. Weights are relative to the likeliest token's, which is 1. The same in numpy: sampling.py
+// and distribution.py.
+#include "draw.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <functional>
-#include <new>
 #include <numeric>
-#include <vector>
 
-#include "export.h"
 #include "kernels/kernels.h"
-#include "team.h"
 
 namespace llmos {
 namespace {
-
-// What a stream asks of its next draw; `Parameters` of stream.py has the same layout.
-struct Parameters {
-  const int64_t* seen;  // ids that penalties are for, each once
-  const float* counts;  // how often each was put out
-  int64_t seen_count;
-  uint64_t seed, choice, position;  // what its random number is made of
-  double scale;                     // 1 / temperature, 0: greedy
-  double top_p, min_p;
-  int64_t top_k;
-  int64_t logprobs;  // of how many likeliest tokens beside the drawn one, -1: none at all
-  float repetition, frequency, presence;
-  int32_t penalised;
-};
 
 struct Row {
   const float* logits;
@@ -48,13 +30,6 @@ struct Distribution {
   double exponent(int64_t id) const { return (double(row.logits[id]) - row.largest) * scale; }
   double weight(int64_t id) const { return std::exp(exponent(id)); }
   double logprob(int64_t id) const { return exponent(id) - std::log(total); }
-};
-
-// Kept from call to call, so that a step allocates nothing once its like has been seen.
-struct Memory {
-  std::vector<float> raw_maxima, maxima, heads, saved;
-  std::vector<double> ends, weights;
-  std::vector<uint64_t> keys, spare;
 };
 
 Row survey(const float* logits, int64_t length, std::vector<float>& maxima) {
@@ -250,8 +225,6 @@ class Penalties {
   std::vector<float>& saved_;
 };
 
-constexpr int64_t kNotFinite = -1;
-
 int64_t greatest(const Row& row) {
   const int64_t block = std::find(row.maxima, row.maxima + row.blocks(), row.largest) - row.maxima;
   return std::find(row.logits + block * kRowBlock, row.logits + row.length, row.largest) - row.logits;
@@ -275,66 +248,24 @@ int64_t choose_penalised(float* logits, int64_t length, const Parameters& p, Mem
   return choose(survey(logits, length, memory.maxima), p, nullptr, memory);
 }
 
-// `top_ids` and `top_logprobs` have room for min(p.logprobs, length) values.
-int64_t draw(float* logits, int64_t length, const Parameters& p, Memory& memory, double* logprob, int64_t* top_ids,
-             double* top_logprobs) {
+}  // namespace
+
+int64_t draw(float* logits, int64_t length, Parameters& p, Memory& memory) {
+  length = std::min(length, p.vocab);
   if (p.logprobs < 0 && p.penalised) return choose_penalised(logits, length, p, memory);
   const Row raw = survey(logits, length, memory.raw_maxima);
   if (p.logprobs < 0) return choose(raw, p, nullptr, memory);
   if (!std::isfinite(raw.largest)) return kNotFinite;
   const Distribution d = weigh(raw, 1.0, memory.ends);
   likeliest(raw, p.logprobs, memory);
-  for (size_t i = 0; i < memory.keys.size(); ++i) {
-    top_ids[i] = id_of(memory.keys[i]);
-    top_logprobs[i] = d.logprob(top_ids[i]);
+  p.top_count = int64_t(memory.keys.size());
+  for (int64_t i = 0; i < p.top_count; ++i) {
+    p.top_ids[i] = id_of(memory.keys[i]);
+    p.top_logprobs[i] = d.logprob(p.top_ids[i]);
   }
   const int64_t token = p.penalised ? choose_penalised(logits, length, p, memory) : choose(raw, p, &d, memory);
-  if (token != kNotFinite) *logprob = d.logprob(token);
+  if (token != kNotFinite) p.logprob = d.logprob(token);
   return token;
 }
 
-// Whether other threads are worth waking: for rows whose largest logit is not all that is wanted.
-bool is_long(const Parameters* const* streams, int64_t count) {
-  return std::count_if(streams, streams + count, [](const Parameters* p) { return p->scale || p->logprobs >= 0; }) > 1;
-}
-
-struct Sampler {
-  explicit Sampler(int threads) : memories(threads), team(threads) {}
-  std::vector<Memory> memories;  // one for each member of the team
-  Team team;
-};
-
-}  // namespace
 }  // namespace llmos
-
-// A sampler, which draws on `threads` threads and is for one caller at a time; null if it cannot be had.
-LLMOS_EXPORT void* llmos_sampler_open(int threads) {
-  try {
-    return new llmos::Sampler(threads);
-  } catch (const std::exception&) {
-    return nullptr;
-  }
-}
-
-LLMOS_EXPORT void llmos_sampler_close(void* sampler) { delete static_cast<llmos::Sampler*>(sampler); }
-
-// Draws a token from each of `count` rows of `length` logits, `stride` apart: its id, or -1 where the row holds NaN or
-// its largest logit is not finite; where its stream asks for logprobs, the token's and those of the likeliest, in rows
-// of `width`. Rows are changed meanwhile, and back. 0, or -1 if there is no memory.
-LLMOS_EXPORT int llmos_draw(void* sampler, float* rows, int64_t stride, int64_t length, const void* const* streams,
-                            int64_t count, int64_t* tokens, double* logprobs, int64_t width, int64_t* top_ids,
-                            double* top_logprobs) {
-  using namespace llmos;
-  Sampler& self = *static_cast<Sampler*>(sampler);
-  std::atomic<int> failed{0};
-  const auto* parameters = reinterpret_cast<const Parameters* const*>(streams);
-  self.team.share(count, is_long(parameters, count), [&](int member, int64_t i) {
-    try {
-      tokens[i] = draw(rows + i * stride, length, *parameters[i], self.memories[member], logprobs + i,
-                       top_ids + i * width, top_logprobs + i * width);
-    } catch (const std::bad_alloc&) {
-      failed = -1;
-    }
-  });
-  return failed;
-}

@@ -15,6 +15,7 @@ class Linear {
  public:
   static constexpr const char* kName = "Linear";
   static constexpr std::array<ElementType, 2> kInputs{kFloat, kFloat};
+  static constexpr ElementType kOutput = kFloat;
 
   explicit Linear(const Attributes& attributes)
       : columns_(attributes.integer("N", 1, kMaxSide)),

@@ -93,8 +93,8 @@ OrtStatus* guarded(const char* op, Call&& call) {
   }
 }
 
-// An operator is a class with `kName`, `kInputs` (element types; kUndefined takes any), a constructor from Attributes
-// and `void compute(const Context&) const`. It has one float32 output.
+// An operator is a class with `kName`, `kInputs` and `kOutput` (element types; kUndefined takes any), a constructor from
+// Attributes and `void compute(const Context&) const`. It has one output.
 template <class Operator>
 OrtCustomOp describe() {
   OrtCustomOp op{};
@@ -103,7 +103,7 @@ OrtCustomOp describe() {
   op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };  // the CPU provider
   op.GetInputType = [](const OrtCustomOp*, size_t index) { return int(Operator::kInputs[index]); };
   op.GetInputTypeCount = [](const OrtCustomOp*) { return Operator::kInputs.size(); };
-  op.GetOutputType = [](const OrtCustomOp*, size_t) { return int(kFloat); };
+  op.GetOutputType = [](const OrtCustomOp*, size_t) { return int(Operator::kOutput); };
   op.GetOutputTypeCount = [](const OrtCustomOp*) { return size_t(1); };
   op.KernelDestroy = [](void* kernel) { delete static_cast<Operator*>(kernel); };
   op.GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return 0; };  // required, not optional or variadic
@@ -128,5 +128,6 @@ const OrtCustomOp* paged_attention();
 const OrtCustomOp* quantised_linear();
 const OrtCustomOp* linear();
 const OrtCustomOp* swiglu();
+const OrtCustomOp* draw_operator();
 
 }  // namespace llmos

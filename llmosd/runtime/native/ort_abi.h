@@ -90,7 +90,7 @@ namespace llmos {
 
 constexpr uint32_t kApiVersion = 17;
 
-enum ElementType : int { kUndefined = 0, kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6, kFloat16 = 10 };
+enum ElementType : int { kUndefined = 0, kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6, kInt64 = 7, kFloat16 = 10 };
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 
 #define LLMOS_SLOT(name, index) static_assert(offsetof(OrtApi, name) == (index) * sizeof(void*), #name " moved")

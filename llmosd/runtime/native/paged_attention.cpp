@@ -61,6 +61,7 @@ class PagedAttention {
   static constexpr const char* kName = "PagedAttention";
   static constexpr std::array<ElementType, 8> kInputs{kFloat, kUndefined, kUndefined, kInt32,
                                                       kInt32, kInt32,     kFloat,     kFloat};
+  static constexpr ElementType kOutput = kFloat;
 
   explicit PagedAttention(const Attributes& attributes)
       : heads_(int(attributes.integer("num_heads", 1, 1 << 16))),

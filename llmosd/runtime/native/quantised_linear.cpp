@@ -15,6 +15,7 @@ class QuantisedLinear {
  public:
   static constexpr const char* kName = "QLinear";
   static constexpr std::array<ElementType, 3> kInputs{kFloat, kUint8, kFloat16};
+  static constexpr ElementType kOutput = kFloat;
 
   explicit QuantisedLinear(const Attributes& attributes)
       : columns_(attributes.integer("N", 1, kMaxSide)),

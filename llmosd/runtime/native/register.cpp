@@ -14,7 +14,7 @@ void add_operators(OrtSessionOptions* options) {
   static OrtCustomOpDomain* domain = [] {
     OrtCustomOpDomain* created = nullptr;
     check(api->CreateCustomOpDomain("llmos", &created));
-    for (const OrtCustomOp* op : {paged_attention(), quantised_linear(), linear(), swiglu()})
+    for (const OrtCustomOp* op : {paged_attention(), quantised_linear(), linear(), swiglu(), draw_operator()})
       check(api->CustomOpDomain_Add(created, op));
     return created;
   }();

@@ -17,11 +17,15 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
 
 from llmosd.errors import ModelError
 from llmosd.runtime.native.packing import pack_f32, pack_q4, pack_q8
+from llmosd.runtime.stream import Stream
+from llmosd.types import Sampling, SequenceStart
 
 SIZE = 32
 EXACT_ROWS = 5  # a whole tile of rows, and one more
 TOLERANCE = 0.02
 """Relative to the largest output; int8 activations alone cost about 0.005."""
+
+_GREEDY = Stream(SequenceStart(0, 0, (), Sampling(temperature=0.0)))
 
 
 def run(path: Path) -> None:
@@ -29,13 +33,15 @@ def run(path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((3, 3 * SIZE), np.float32)
     try:
-        got, exact8, exact4 = _session(path).run(None, _inputs(x))
+        got, exact8, exact4, drawn = _session(path).run(None, _inputs(x))
     except (Fail, InvalidArgument, RuntimeError) as error:
         raise ModelError(f"the self-test could not run: {error}") from error
     expected = _expected(x)
     worst = float(np.abs(got - expected).max() / np.abs(expected).max())
     if not worst <= TOLERANCE:
         raise ModelError(f"the self-test's numbers are off by {worst:.3g} of the largest")
+    if drawn.tolist() != got.argmax(axis=1).tolist():
+        raise ModelError("the self-test draws other tokens than the likeliest")
     integers, eight, four = _integers()
     if not (np.array_equal(exact8, integers @ eight.T) and np.array_equal(exact4, integers @ (four.T - np.float32(8)))):
         raise ModelError("the self-test's sums of integers are not exact")
@@ -59,7 +65,7 @@ def _integers() -> tuple[NDArray[np.float32], NDArray[np.int8], NDArray[np.uint8
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:
-    """PagedAttention → 8-bit → 4-bit → SwiGLU → float32, each of 32 columns; beside them 8-bit and 4-bit, exact."""
+    """PagedAttention → 8-bit → 4-bit → SwiGLU → float32 → draw, of 32 columns; beside them 8-bit and 4-bit, exact."""
     eight, four, dense = _weights()
     _, exact8, exact4 = _integers()
     unit = np.ones((SIZE, 2), np.float32)
@@ -80,9 +86,9 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
         "u4": units4,
     }
     pages = ["qkv", "k", "v", "cumulative", "past", "table", "cos", "sin"]
-    names = [*pages, "integers"]
-    types = [TensorProto.FLOAT] * 3 + [TensorProto.INT32] * 3 + [TensorProto.FLOAT] * 3
-    shapes = [[None] * 2, [None] * 4, [None] * 4, [None], [None], [None] * 2, [None] * 2, [None] * 2, [None] * 2]
+    names = [*pages, "integers", "streams"]
+    types = [TensorProto.FLOAT] * 3 + [TensorProto.INT32] * 3 + [TensorProto.FLOAT] * 3 + [TensorProto.INT64]
+    ranks = [2, 4, 4, 1, 1, 2, 2, 2, 2, 1]
     node = functools.partial(helper.make_node, domain="llmos", threads=1)
     nodes = [
         node("PagedAttention", pages, ["a"], num_heads=1, kv_num_heads=1, scale=SIZE**-0.5),
@@ -92,12 +98,14 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
         node("Linear", ["d", "w32"], ["y"], N=SIZE, K=SIZE),
         node("QLinear", ["integers", "e8", "u8"], ["y8"], N=SIZE, K=2 * SIZE, bits=8),
         node("QLinear", ["integers", "e4", "u4"], ["y4"], N=SIZE, K=2 * SIZE, bits=4),
+        node("Draw", ["y", "streams"], ["drawn"]),
     ]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None]) for name in ("y", "y8", "y4")]
     graph = helper.make_graph(
         nodes,
         "selftest",
-        [helper.make_tensor_value_info(n, t, s) for n, t, s in zip(names, types, shapes, strict=True)],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None]) for name in ("y", "y8", "y4")],
+        [helper.make_tensor_value_info(n, t, [None] * r) for n, t, r in zip(names, types, ranks, strict=True)],
+        [*outputs, helper.make_tensor_value_info("drawn", TensorProto.INT64, [None])],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("llmos", 1)]
@@ -120,6 +128,7 @@ def _inputs(qkv: NDArray[np.float32]) -> dict[str, NDArray[np.generic]]:
         "cos": np.ones((count, SIZE // 2), np.float32),
         "sin": np.zeros((count, SIZE // 2), np.float32),
         "integers": _integers()[0],
+        "streams": np.full(count, _GREEDY.address),
     }
 
 

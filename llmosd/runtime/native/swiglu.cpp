@@ -9,6 +9,7 @@ class SwiGLU {
  public:
   static constexpr const char* kName = "SwiGLU";
   static constexpr std::array<ElementType, 1> kInputs{kFloat};
+  static constexpr ElementType kOutput = kFloat;
 
   explicit SwiGLU(const Attributes& attributes) : threads_(attributes.threads()) {}
 
