@@ -110,6 +110,10 @@ class Config:
         return self.home / "llmos.db"
 
     @property
+    def hibernated(self) -> Path:
+        return self.home / "hibernated"
+
+    @property
     def log_file(self) -> Path:
         return self.home / "llmosd.log"
 

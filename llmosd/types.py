@@ -123,13 +123,15 @@ UNLIMITED = Quotas()
 class SequenceStart:
     """First mention of a sequence to the executor: all it needs to sample and detokenise.
 
-    `sampling.max_tokens` is resolved (never None). `choice` numbers the n alternatives of one request.
+    `sampling.max_tokens` is resolved (never None). `choice` numbers the n alternatives of one request. A restored
+    request's sequence has `generated` already: text and sampling go on behind it.
     """
 
     sequence: SequenceId
     choice: int
     prompt: Sequence[int]
     sampling: Sampling
+    generated: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,9 +323,13 @@ class RequestView:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A request entered the table; it is stored before the client is answered."""
+    """A request entered the table; it is stored before the client is answered.
+
+    A restored one was accepted by an earlier daemon, and enters suspended.
+    """
 
     request: RequestView
+    restored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,10 +363,14 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A request left the table: finished, cancelled or failed. `request` is its final view."""
+    """A request left the table: finished, cancelled or failed. `request` is its final view.
+
+    `interrupted`: it failed because the engine stopped or died, not by an error of its own.
+    """
 
     request: RequestView
     now: Nanoseconds
+    interrupted: bool = False
 
 
 Event = Accepted | StateChanged | Output | Ended

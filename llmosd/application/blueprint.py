@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
+from llmosd.application.image import Numerics
 from llmosd.config import Config
 from llmosd.errors import ConfigError
 from llmosd.hardware import gpus, memory, processors
@@ -64,6 +65,11 @@ class Blueprint:
         """What K and V depend on beside the tokens, and a secret, so that nobody can compute a page's key."""
         files, config = sorted(self.model.record.files.items()), self.config
         return secrets.token_bytes(32) + repr((files, config.weights, self.backend, self.kv_format)).encode()
+
+    @property
+    def numerics(self) -> Numerics:
+        record, config = self.model.record, self.config
+        return Numerics(record.id, record.files, record.geometry, config.weights, config.kv_format)
 
     @property
     def bytes_per_page(self) -> int:

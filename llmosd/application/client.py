@@ -29,6 +29,7 @@ from llmosd.wire import UNREADABLE
 
 DEFAULT_URL = "http://127.0.0.1:11500"
 _QUICK = httpx.Timeout(10.0, connect=3.0)
+_DURABLE = httpx.Timeout(120.0, connect=3.0)  # a disk may be slow
 _GENERATING = httpx.Timeout(None, connect=3.0)  # a queue may be long, and keep-alives show that it moves
 
 _LEAVES: dict[str, type[LlmosError]] = {
@@ -101,6 +102,12 @@ class Client:
 
     def resume(self, id: str) -> RequestInfo:
         return self._call("POST", f"{_path(id)}/resume", RequestInfo)
+
+    def hibernate(self, id: str) -> RequestInfo:
+        return self._call("POST", f"{_path(id)}/hibernate", RequestInfo, timeout=_DURABLE)
+
+    def hibernate_all(self) -> list[RequestInfo]:
+        return self._call("POST", "/v1/hibernate", _Requests, timeout=_DURABLE).data
 
     def models(self) -> list[str]:
         return [model["id"] for model in self._call("GET", "/v1/models", _Models).data]

@@ -26,6 +26,7 @@ from llmosd.application.engine import Batch, ThreadEngine
 from llmosd.application.eventlog import EventLog
 from llmosd.application.frames import FrameBuilder, Identity
 from llmosd.application.gauges import offer_metrics
+from llmosd.application.hibernation import Hibernation
 from llmosd.application.http.app import create_app
 from llmosd.application.http.generation import Backing, Model
 from llmosd.application.http.metrics import Metrics
@@ -41,6 +42,7 @@ from llmosd.config import Config
 from llmosd.errors import LlmosError
 from llmosd.hardware.probes import HostProbe
 from llmosd.runtime.installed import InstalledModel, find
+from llmosd.runtime.tokenizer import Tokenizer
 from llmosd.wire import Status
 
 log = logging.getLogger(__name__)
@@ -135,16 +137,20 @@ class Daemon:
             self._service, FrameBuilder(self._identity(plan)), self._bus, store, self._events, self._lag, HostProbe()
         )
         self._service.subscribe(self._metrics.observe)
-        self._server = HttpServer(self._app(plan))
+        tokenizer = plan.model.load_tokenizer()
+        self._hibernation = Hibernation(
+            config.hibernated, self._service, plan.numerics, tokenizer, self._events, store.record_restored
+        )
+        self._server = HttpServer(self._app(plan, tokenizer))
         offer_metrics(self._metrics, self._lag, self._bus, store, self._service)
         await asyncio.to_thread(self._engine.start)
         log.info("%s on %s, %s: %s; %s", config.model, plan.device, plan.backend, plan.why, plan.limits)
 
-    def _app(self, plan: Blueprint) -> Starlette:
+    def _app(self, plan: Blueprint, tokenizer: Tokenizer) -> Starlette:
         model = Model(self._config.model, plan.limits.context, int(plan.model.record.imported_at))
-        prompts = Prompts(plan.model.load_tokenizer(), plan.model.load_chat_template())
+        prompts = Prompts(tokenizer, plan.model.load_chat_template())
         return create_app(
-            Backing(self._service, prompts, model, self._config.log_prompts),
+            Backing(self._service, self._hibernation, prompts, model, self._config.log_prompts),
             host=self._config.host,
             registry=self._metrics.registry,
             status=lambda: asdict(self._record),
@@ -176,16 +182,19 @@ class Daemon:
                 http = start("http", self._server.run_on(listener))
                 bus, lag = start("bus", self._bus.run()), start("lag", self._lag.run())
                 telemetry = start("telemetry", self._telemetry.run())
+                answers = start("answers", self._hibernation.run())
                 await self._server.ready.wait()
+                await self._hibernation.restore()
                 self._begin(start)
                 await signals.asked.wait()
                 await self._drain(signals)
                 telemetry.cancel()
                 self._service.stop()
                 await engine
+                await self._hibernation.settled()
                 self._server.close()
                 await http
-                for task in (lag, bus):
+                for task in (lag, bus, answers):
                     task.cancel()
         finally:
             self._service.stop()

@@ -11,7 +11,19 @@ from typing import Protocol
 
 from llmosd.application.engine_ledger import Ledger
 from llmosd.application.engine_loop import STOPPED, Inbox, Loop, Stop, death
-from llmosd.application.engine_messages import Batch, Cancel, Command, Inspect, Renice, Reply, Resume, Submit, Suspend
+from llmosd.application.engine_messages import (
+    Batch,
+    Cancel,
+    Command,
+    Hibernate,
+    Inspect,
+    Renice,
+    Reply,
+    Restore,
+    Resume,
+    Submit,
+    Suspend,
+)
 from llmosd.system.executor import Executor
 from llmosd.system.kernels import Kernels
 from llmosd.types import Nanoseconds
@@ -22,9 +34,11 @@ __all__ = [
     "Cancel",
     "Command",
     "Engine",
+    "Hibernate",
     "Inspect",
     "Renice",
     "Reply",
+    "Restore",
     "Resume",
     "Submit",
     "Suspend",

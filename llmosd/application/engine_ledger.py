@@ -101,4 +101,4 @@ class Ledger:
             position=None,
             pages=0,
         )
-        return StateChanged(view.id, view.state, State.FAILED, now, message), Ended(ended, now)
+        return StateChanged(view.id, view.state, State.FAILED, now, message), Ended(ended, now, interrupted=True)

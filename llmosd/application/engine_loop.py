@@ -12,16 +12,29 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-from llmosd.application.engine_messages import Batch, Cancel, Command, Inspect, Renice, Reply, Resume, Submit, Suspend
+from llmosd.application.engine_messages import (
+    Answer,
+    Batch,
+    Cancel,
+    Command,
+    Hibernate,
+    Inspect,
+    Renice,
+    Reply,
+    Restore,
+    Resume,
+    Submit,
+    Suspend,
+)
 from llmosd.errors import LlmosError, StepError, Unavailable
 from llmosd.system.executor import Executor
 from llmosd.system.kernels import Kernels
+from llmosd.system.snapshot import Snapshot
 from llmosd.types import (
     Event,
-    KernelStats,
     Nanoseconds,
     Plan,
-    RequestView,
+    RequestId,
     SequencePlan,
     SequenceResult,
     StepResult,
@@ -127,14 +140,17 @@ class Loop:
         if self._phase is not Phase.STOPPING:
             self._phase = Phase.DRAINING if stop.drain else Phase.STOPPING
 
-    def _apply(self, command: Command, events: list[Event]) -> RequestView | KernelStats | None:
+    def _apply(self, command: Command, events: list[Event]) -> Answer:
         now, kernel = self._clock(), self._kernel
         match command:
             case Submit(spec=spec):
-                if self._phase is not Phase.RUNNING:
-                    raise Unavailable(f"the engine is {self._phase.name.lower()}: no new requests are taken")
+                self._check_open()
                 events += kernel.submit(spec, now)
                 return kernel.view(spec.id)
+            case Restore(snapshot=snapshot, arrived=arrived):
+                self._check_open()
+                events += kernel.restore(snapshot, arrived, now)
+                return kernel.view(snapshot.id)
             case Cancel(id=id, reason=reason):
                 events += kernel.cancel(id, reason, now)
                 return None
@@ -148,8 +164,22 @@ class Loop:
                 view, moved = kernel.resume(id, now)
                 events += moved
                 return view
+            case Hibernate(ids=ids):
+                return self._hibernate(ids, now, events)
             case Inspect():
                 return kernel.stats(requests=True)
+
+    def _hibernate(
+        self, ids: tuple[RequestId, ...] | None, now: Nanoseconds, events: list[Event]
+    ) -> tuple[Snapshot, ...]:
+        views = self._kernel.views() if ids is None else [self._kernel.view(id) for id in ids]
+        for view in views:  # all are there
+            events += self._kernel.suspend(view.id, now)[1]
+        return tuple(self._kernel.snapshot(view.id, now) for view in views)
+
+    def _check_open(self) -> None:
+        if self._phase is not Phase.RUNNING:
+            raise Unavailable(f"the engine is {self._phase.name.lower()}: no new requests are taken")
 
     # ---- steps
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmosd.errors import LlmosError
-from llmosd.types import Event, KernelStats, RequestId, RequestSpec, RequestView, StepStats
+from llmosd.system.snapshot import Snapshot
+from llmosd.types import Event, KernelStats, Nanoseconds, RequestId, RequestSpec, RequestView, StepStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +52,31 @@ class Resume:
 
 
 @dataclass(frozen=True, slots=True)
+class Hibernate:
+    """Suspends these requests, all live ones where `ids` is None; answered with a tuple of their snapshots."""
+
+    ticket: int
+    ids: tuple[RequestId, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Takes up a request of an earlier engine, suspended; answered with its view."""
+
+    ticket: int
+    snapshot: Snapshot
+    arrived: Nanoseconds
+
+
+@dataclass(frozen=True, slots=True)
 class Inspect:
     """Answered with KernelStats, the live requests included."""
 
     ticket: int
 
 
-Command = Submit | Cancel | Renice | Suspend | Resume | Inspect
+Command = Submit | Cancel | Renice | Suspend | Resume | Hibernate | Restore | Inspect
+Answer = RequestView | KernelStats | tuple[Snapshot, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +84,7 @@ class Reply:
     """The answer to the command with this ticket; every command gets exactly one."""
 
     ticket: int
-    value: RequestView | KernelStats | LlmosError | None
+    value: Answer | LlmosError
 
 
 @dataclass(frozen=True, slots=True)

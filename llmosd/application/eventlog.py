@@ -47,7 +47,7 @@ class EventLog:
             match event:
                 case StateChanged(id=id, new=State.CANCELLED, reason=reason):
                     reasons[id] = reason
-                case Accepted(request=view):
+                case Accepted(request=view, restored=False):
                     text = f"accepted: {view.prompt_tokens} prompt tokens, nice {view.nice}"
                     self.note("info", "request.accepted", text, view.id)
                 case StateChanged(id=id, is_preemption=True):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Self
 
-from llmosd.types import Nanoseconds, RequestView
+from llmosd.application.transcript import Transcript
+from llmosd.types import FinishReason, Nanoseconds, RequestView
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class RequestInfo:
     label: str
 
     @classmethod
-    def of(cls, view: RequestView) -> RequestInfo:
+    def of(cls, view: RequestView) -> Self:
         times = view.times
         return cls(
             id=view.id,
@@ -71,6 +74,30 @@ class RequestInfo:
             error=view.error,
             label=view.label,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceText:
+    """What one choice has said so far, or in the end."""
+
+    index: int
+    text: str
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestDetail(RequestInfo):
+    """One request alone; `choices` is null where its text is its own client's only."""
+
+    choices: Sequence[ChoiceText] | None = None
+
+    @classmethod
+    def with_text(cls, view: RequestView, transcript: Transcript | None) -> RequestDetail:
+        if transcript is None:
+            return cls.of(view)
+        told = zip(transcript.texts, transcript.finishes, strict=True)
+        choices = tuple(ChoiceText(index, text, finish) for index, (text, finish) in enumerate(told))
+        return cls(**{**asdict(RequestInfo.of(view)), "choices": choices})
 
 
 def _ms(time: Nanoseconds) -> float:

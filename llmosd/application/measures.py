@@ -21,6 +21,7 @@ class _Life:
 
     arrived: Nanoseconds
     queued: Nanoseconds
+    begun: bool  # it had a first token when it was restored
     last: dict[int, Nanoseconds] = field(default_factory=dict)
 
 
@@ -47,7 +48,9 @@ class Latencies:
     def _on_rare(self, event: Event) -> None:
         match event:
             case Accepted(request=view):
-                self._lives[view.id] = _Life(view.arrived, view.arrived + view.times.other)
+                self._lives[view.id] = _Life(
+                    view.arrived, view.arrived + view.times.other, view.first_token is not None
+                )
             case StateChanged(id=id, old=State.QUEUED, new=State.PREFILL, now=now) if life := self._lives.get(id):
                 self._wait.add((now - life.queued) / 1e6, now)
             case Ended(request=view, now=now):
@@ -58,7 +61,7 @@ class Latencies:
     def _output(self, life: _Life, output: Output, gaps: Counter[tuple[float, Nanoseconds]]) -> None:
         """A step may bring several tokens of one choice: the gap is shared among them."""
         now = output.now
-        if not life.last:
+        if not life.last and not life.begun:
             self._ttft.add((now - life.arrived) / 1e6, now)
         if (before := life.last.get(output.choice)) is not None:
             count = len(output.tokens)

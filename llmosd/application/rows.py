@@ -15,11 +15,12 @@ COLUMNS = (
     *("ttft_ns", "preemptions", "finish", "error", "label", "page_ns", "reused_tokens"),
 )
 # An ended request stays as it ended: a late, older view of it changes nothing.
-PUT_REQUEST = (
+# But a restored one is live again, whatever the end of the last daemon made of it.
+PUT_RESTORED = (
     f"INSERT INTO requests ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) "
-    f"ON CONFLICT (id, created_at) DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in COLUMNS)} "
-    "WHERE requests.ended_at IS NULL"
+    f"ON CONFLICT (id, created_at) DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in COLUMNS)}"
 )
+PUT_REQUEST = f"{PUT_RESTORED} WHERE requests.ended_at IS NULL"
 PUT_FRAME = "INSERT OR REPLACE INTO frames (ts, seq, running, waiting, payload) VALUES (?, ?, ?, ?, ?)"
 PUT_SAMPLE = "INSERT OR REPLACE INTO samples (ts, series, value) VALUES (?, ?, ?)"
 PUT_EVENT = "INSERT INTO events (at, severity, kind, request, text) VALUES (?, ?, ?, ?, ?)"

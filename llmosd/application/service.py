@@ -11,18 +11,34 @@ import itertools
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from typing import Any
 
 from llmosd.application.departures import Departures
-from llmosd.application.engine import Batch, Cancel, Command, Engine, Inspect, Renice, Resume, Submit, Suspend
+from llmosd.application.engine import (
+    Batch,
+    Cancel,
+    Command,
+    Engine,
+    Hibernate,
+    Inspect,
+    Renice,
+    Restore,
+    Resume,
+    Submit,
+    Suspend,
+)
 from llmosd.application.stream import RequestStream
+from llmosd.application.transcript import Transcript, Transcripts
 from llmosd.errors import InvalidRequest, LlmosError, NotFound, QueueFull, Unavailable
+from llmosd.system.snapshot import Snapshot
 from llmosd.types import (
     Accepted,
     Ended,
     Event,
+    FinishReason,
     KernelStats,
     Nanoseconds,
     Output,
@@ -77,6 +93,7 @@ class Service:
         self._opening: dict[int, RequestId] = {}  # tickets of submits that are not answered yet
         self._streams: dict[RequestId, RequestStream] = {}
         self._ended: dict[RequestId, RequestView] = {}
+        self._transcripts = Transcripts()
         self._subscribers: list[Callable[[Batch], None]] = []
         self._departures = Departures()
         self._idle = asyncio.Event()
@@ -91,7 +108,7 @@ class Service:
         if self.knows(spec.id):
             raise InvalidRequest(f"the request id {spec.id!r} is taken")
         command = Submit(next(self._tickets), spec)
-        stream = self._open(command)
+        stream = self._open(command.ticket, spec.id, Transcript.blank(max(1, spec.sampling.n)))
         try:
             accepted: RequestView = await self._ask(command)
             await self._on_accept(accepted)
@@ -126,6 +143,54 @@ class Service:
         view: RequestView = await self._ask(Resume(next(self._tickets), id))
         return view
 
+    async def freeze(self, ids: Sequence[RequestId] | None) -> tuple[Snapshot, ...]:
+        """Suspend them, all live ones for None, and take them down; from now on they outlive their clients.
+
+        Raises NotFound where one is unknown or has ended; then none was suspended.
+        """
+        for id in ids or ():
+            self._check_live(id)
+        command = Hibernate(next(self._tickets), None if ids is None else tuple(ids))
+        snapshots: tuple[Snapshot, ...] = await self._ask(command)
+        for snapshot in snapshots:
+            if stream := self._streams.get(snapshot.id):
+                stream.durable = True
+        return snapshots
+
+    async def thaw(self, id: RequestId, *, durable: bool, resume: bool) -> None:
+        """Its image could not be written: `durable` if there is an older one; `resume` if it ran before."""
+        if stream := self._streams.get(id):
+            stream.durable = durable
+            if resume:
+                with suppress(NotFound):
+                    await self.resume(id)
+
+    async def restore(self, snapshot: Snapshot, arrived: Nanoseconds, texts: Sequence[str]) -> RequestView:
+        """Take up, suspended, a request of an earlier daemon that has said these texts.
+
+        Raises InvalidRequest or ContextTooLong where the limits there are now cannot serve it.
+        """
+        command = Restore(next(self._tickets), snapshot, arrived)
+        finishes = [branch.finish for branch in snapshot.branches]
+        stream = self._open(command.ticket, snapshot.id, Transcript(texts, finishes))
+        stream.durable = stream.open_to_all = True
+        stream.finish(None)  # its client is gone
+        view: RequestView = await self._ask(command)
+        return view
+
+    def remember(self, view: RequestView, texts: Sequence[str], finishes: Sequence[FinishReason | None]) -> None:
+        """An answer that an earlier daemon finished."""
+        transcript = Transcript(texts, finishes)
+        transcript.end(None)
+        self._ended[view.id] = view
+        self._transcripts.add(view.id, transcript)
+
+    def transcript(self, id: RequestId) -> Transcript | None:
+        """What it said, where that is open to all: it was suspended, hibernated or restored at some time."""
+        if stream := self._streams.get(id):
+            return stream.transcript if stream.open_to_all else None
+        return self._transcripts.get(id)
+
     async def requests(self) -> list[RequestView]:
         """Live ones first, each group youngest first; the last `HISTORY` ended ones are remembered."""
         stats: KernelStats = await self._ask(Inspect(next(self._tickets)))
@@ -142,6 +207,13 @@ class Service:
             raise NotFound(f"no request {id!r} (the last {HISTORY} ended ones are remembered)")
         return found
 
+    @property
+    def suspended(self) -> frozenset[RequestId]:
+        return frozenset(id for id, stream in self._streams.items() if stream.suspended)
+
+    def is_live(self, id: RequestId) -> bool:
+        return id in self._streams
+
     def knows(self, id: RequestId) -> bool:
         return id in self._streams or id in self._ended
 
@@ -155,7 +227,7 @@ class Service:
         self._subscribers.append(callback)
 
     async def idle(self) -> None:
-        """Returns when no request is live."""
+        """Returns when no request is live but those that stand still by command."""
         await self._idle.wait()
 
     def stop(self) -> None:
@@ -193,23 +265,31 @@ class Service:
                 stream.put(event)
             return
         match event:
-            case StateChanged(id=id, new=State.CANCELLED | State.FAILED, reason=reason):
+            case StateChanged(id=id, new=new, reason=reason):
                 if stream := self._streams.get(id):
-                    stream.explain(reason)
+                    stream.moved(new, reason)
+                    if State.SUSPENDED in (event.old, new):
+                        self._note_idle()
             case Accepted(request=view):
                 if stream := self._streams.get(view.id):
                     stream.view = view
-            case Ended(request=view, now=now):
-                self._on_ended(view, now)
+                    stream.suspended = view.state is State.SUSPENDED
+                    self._note_idle()
+            case Ended(request=view, now=now, interrupted=interrupted):
+                self._on_ended(view, now, interrupted)
 
-    def _on_ended(self, view: RequestView, now: Nanoseconds) -> None:
+    def _on_ended(self, view: RequestView, now: Nanoseconds, interrupted: bool) -> None:
         self._ended[view.id] = view
         if len(self._ended) > HISTORY:
-            del self._ended[next(iter(self._ended))]
+            oldest = next(iter(self._ended))
+            del self._ended[oldest]
+            self._transcripts.forget(oldest)
         if view.state is State.FINISHED:
             self._departures.add(now)
         if stream := self._forget(view.id):
-            stream.end(view, by_stop=self.phase is Phase.STOPPING)
+            stream.end(view, by_stop=interrupted and self.phase is Phase.STOPPING)
+            if stream.open_to_all:
+                self._transcripts.add(view.id, stream.transcript)
 
     def _on_reply(self, ticket: int, value: object) -> None:
         reply = self._replies.pop(ticket, None)
@@ -233,19 +313,23 @@ class Service:
         finally:
             self._replies.pop(command.ticket, None)
 
-    def _open(self, command: Submit) -> RequestStream:
-        if not self._streams:
-            self._idle.clear()
-            self._departures.busy_since(self.clock())
-        self._opening[command.ticket] = id = command.spec.id
-        stream = self._streams[id] = RequestStream(id, self._abandon)
+    def _open(self, ticket: int, id: RequestId, transcript: Transcript) -> RequestStream:
+        self._opening[ticket] = id
+        stream = self._streams[id] = RequestStream(id, transcript, self._abandon)
+        self._note_idle()
         return stream
 
     def _forget(self, id: RequestId) -> RequestStream | None:
         stream = self._streams.pop(id, None)
-        if not self._streams:
-            self._idle.set()
+        self._note_idle()
         return stream
+
+    def _note_idle(self) -> None:
+        if all(stream.suspended for stream in self._streams.values()):
+            self._idle.set()
+        elif self._idle.is_set():
+            self._idle.clear()
+            self._departures.busy_since(self.clock())
 
     def _abandon(self, id: RequestId, reason: str) -> None:
         """Cancel without waiting for it; its end comes as an event."""

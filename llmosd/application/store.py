@@ -24,6 +24,7 @@ from llmosd.application.rows import (
     PUT_EVENT,
     PUT_FRAME,
     PUT_REQUEST,
+    PUT_RESTORED,
     PUT_SAMPLE,
     Row,
     event_row,
@@ -47,6 +48,7 @@ FREE_PAGES = 1000  # kept for reuse; more are given back to the file system
 class _Pending:
     """What the next transaction writes, and who waits for it."""
 
+    restored: list[Row] = field(default_factory=list)
     requests: dict[tuple[str, float], Row] = field(default_factory=dict)
     frames: list[Row] = field(default_factory=list)
     samples: list[Row] = field(default_factory=list)
@@ -55,6 +57,7 @@ class _Pending:
 
     def statements(self) -> list[tuple[str, Iterable[Row]]]:
         rows = (
+            (PUT_RESTORED, self.restored),
             (PUT_REQUEST, self.requests.values()),
             (PUT_FRAME, self.frames),
             (PUT_SAMPLE, self.samples),
@@ -87,12 +90,14 @@ class Store:
 
     async def record_accepted(self, view: RequestView) -> None:
         """Return once the request is in the write-ahead log; many callers share a transaction. Raises StoreError."""
-        if self._closing:
-            raise StoreError("the request cannot be recorded: the daemon is stopping")
-        committed = asyncio.get_running_loop().create_future()
+        committed = self._commit_soon()
         self._put(view, replace=False)
-        self._pending.waiting.append(committed)
-        self._wake.set()
+        await committed
+
+    async def record_restored(self, view: RequestView) -> None:
+        """The same for a request of an earlier daemon, which is live again."""
+        committed = self._commit_soon()
+        self._pending.restored.append(request_row(view))
         await committed
 
     def add_events(self, events: Iterable[Event]) -> None:
@@ -128,6 +133,15 @@ class Store:
             log.error("the daemon's stop could not be stored: %s", exc)
         finally:
             await self._db.close()
+
+    def _commit_soon(self) -> asyncio.Future[None]:
+        """Done with the next commit."""
+        if self._closing:
+            raise StoreError("the request cannot be recorded: the daemon is stopping")
+        committed = asyncio.get_running_loop().create_future()
+        self._pending.waiting.append(committed)
+        self._wake.set()
+        return committed
 
     def _put(self, view: RequestView, *, replace: bool = True) -> None:
         key = view.id, view.created_at

@@ -5,23 +5,31 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 
+from llmosd.application.transcript import Transcript
 from llmosd.errors import Cancelled, LlmosError, StepError, Unavailable
 from llmosd.types import Output, RequestId, RequestView, State
 
 
 class RequestStream:
-    """Outputs of one request in order, read by `together`.
+    """Outputs of one live request in order, read by `together` for the client that asked.
 
     What is not read is kept: at most max_tokens × n outputs, so a slow reader holds that much and no more. `view` is
     there once the request is accepted and is replaced by the final one when it ended.
+
+    A request that stands still by command, or has an image on disk, outlives its client; from then on others may read
+    its transcript.
     """
 
     view: RequestView
     over = False  # no output follows those that are kept
     error: LlmosError | None = None  # what ended it early: Cancelled, StepError or Unavailable
+    suspended = False
+    durable = False  # it has an image, or is about to
+    open_to_all = False
 
-    def __init__(self, id: RequestId, cancel: Callable[[RequestId, str], None]) -> None:
+    def __init__(self, id: RequestId, transcript: Transcript, cancel: Callable[[RequestId, str], None]) -> None:
         self.id = id
+        self.transcript = transcript
         self._cancel = cancel
         self.news = asyncio.Event()  # set by every output and by the end; `together` makes streams share one
         self._outputs: list[Output] = []
@@ -33,34 +41,49 @@ class RequestStream:
         return outputs
 
     def close(self, reason: str) -> None:
-        """Cancel the request unless it has ended. What it yielded until then can still be read."""
-        if not self.over:
+        """Cancel the request unless it has ended or outlives its client. What it yielded can still be read."""
+        if self.over:
+            return
+        if self.suspended or self.durable:
+            self.finish(None)
+        else:
             self._cancel(self.id, reason)
 
     def put(self, output: Output) -> None:
-        self._outputs.append(output)
-        self.news.set()
+        self.transcript.add(output)
+        if not self.over:
+            self._outputs.append(output)
+            self.news.set()
 
-    def explain(self, reason: str) -> None:
-        """Why it is about to end."""
+    def moved(self, new: State, reason: str) -> None:
+        """Along the state table; `reason` may be why it is about to end."""
         self._reason = reason
+        self.suspended = new is State.SUSPENDED
+        self.open_to_all |= self.suspended
 
     def end(self, view: RequestView, *, by_stop: bool = False) -> None:
         """`by_stop`: if it failed, then because the engine was stopped, not by an error of its own."""
         self.view = view
-        if view.state is State.CANCELLED:
-            self.finish(Cancelled(f"request {view.id} was cancelled: {self._reason}"))
-        elif view.state is State.FAILED and by_stop:
-            self.finish(Unavailable(f"the daemon was stopped before request {view.id} had ended: ask again later"))
-        elif view.state is State.FAILED:
-            self.finish(StepError(f"request {view.id} failed: {self._reason}"))
-        else:
-            self.finish(None)
+        error = self._ending(view, by_stop)
+        self.transcript.end(error)
+        self.finish(error)
 
     def finish(self, error: LlmosError | None) -> None:
         """No output follows."""
-        self.over, self.error = True, error
-        self.news.set()
+        if not self.over:
+            self.over, self.error = True, error
+            self.news.set()
+
+    def _ending(self, view: RequestView, by_stop: bool) -> LlmosError | None:
+        if view.state is State.CANCELLED:
+            return Cancelled(f"request {view.id} was cancelled: {self._reason}")
+        if view.state is State.FAILED and by_stop and self.durable:
+            return Unavailable(f"the daemon was stopped; request {view.id} goes on when it starts again")
+        if view.state is State.FAILED and by_stop:
+            return Unavailable(f"the daemon was stopped before request {view.id} had ended: ask again later")
+        if view.state is State.FAILED:
+            return StepError(f"request {view.id} failed: {self._reason}")
+        return None
 
 
 async def together(streams: Sequence[RequestStream]) -> AsyncGenerator[list[tuple[int, Output]], None]:

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Callable
 
 from llmosd.errors import StepError
-from llmosd.runtime.detokenizer import Detokenizer
+from llmosd.runtime.continuation import Continuation
 from llmosd.runtime.distribution import Row
 from llmosd.runtime.native_sampling import best_sampler, drawn
 from llmosd.runtime.packing import Packed, Packer
@@ -73,7 +73,7 @@ class OnnxExecutor:
         for sequence in plan.ended:
             self._sequences.pop(sequence, None)
         for start in plan.started:
-            self._sequences[start.sequence] = _Sequence(start, self._vocab)
+            self._sequences[start.sequence] = _Sequence(start, self._tokenizer, self._vocab)
         for copy in plan.copies:
             self._model.copy_page(copy.source, copy.target)
         if self._transfers:
@@ -145,7 +145,7 @@ class OnnxExecutor:
     def _result(self, part: SequencePlan, draw: Draw | StepError) -> SequenceResult:
         if isinstance(draw, StepError):
             return SequenceResult(part.sequence, error=draw.message)
-        text, finish = self._sequences[part.sequence].accept(draw.token, self._tokenizer)
+        text, finish = self._sequences[part.sequence].accept(draw.token)
         logprobs = () if draw.logprob is None else (TokenLogprob(draw.token, draw.logprob, draw.top),)
         return SequenceResult(part.sequence, (draw.token,), text, logprobs, finish)
 
@@ -153,25 +153,16 @@ class OnnxExecutor:
 class _Sequence:
     """What the executor keeps of one sequence between steps; preemption does not touch it."""
 
-    def __init__(self, start: SequenceStart, vocab: int) -> None:
-        assert start.sampling.max_tokens is not None, "the kernel resolves max_tokens"
+    def __init__(self, start: SequenceStart, tokenizer: Tokenizer, vocab: int) -> None:
         self.stream = Stream(start, vocab)
-        self._text = Detokenizer(start.sampling.stop)
-        self._left = start.sampling.max_tokens
-        self._ignore_eos = start.sampling.ignore_eos
+        self._continuation = Continuation(start.sampling, tokenizer)
+        for token in start.generated:
+            self.accept(token)
 
-    def accept(self, token: int, tokenizer: Tokenizer) -> tuple[str, FinishReason | None]:
+    def accept(self, token: int) -> tuple[str, FinishReason | None]:
         """Move on by one token: the text that became safe with it, and whether the sequence ends here."""
         self.stream.accept(token)
-        self._left -= 1
-        if token in tokenizer.eos_ids and not self._ignore_eos:
-            return self._text.flush(), FinishReason.STOP
-        text, stopped = self._text.push(tokenizer.token_bytes(token))
-        if stopped:
-            return text, FinishReason.STOP
-        if self._left == 0:
-            return text + self._text.flush(), FinishReason.LENGTH
-        return text, None
+        return self._continuation.accept(token)
 
 
 def _is_right(part: SequencePlan, result: SequenceResult) -> bool:

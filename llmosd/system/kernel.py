@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
+from dataclasses import replace
 
 from llmosd.errors import InvalidRequest, NotFound, QueueFull
 from llmosd.system.accounts import Accounts
@@ -19,6 +20,7 @@ from llmosd.system.quotas import QuotaQueue
 from llmosd.system.request import Request, Sequence
 from llmosd.system.reuse import PrefixReuse
 from llmosd.system.scheduler import Scheduler
+from llmosd.system.snapshot import Snapshot, revive, take, validate_snapshot
 from llmosd.system.speculation import Speculation
 from llmosd.system.turns import Urgency
 from llmosd.types import (
@@ -116,20 +118,36 @@ class Kernel:
             raise QueueFull(f"{before} requests are waiting already; try again later", retry_after_s=1.0)
         account = self._accounts.open(spec.user)
         request = Request(spec, self._accepted, max_tokens, self._next_sequence, now, account)
-        self._accepted += 1
-        self._next_sequence += len(request.sequences)
-        self._requests[request.id] = request
-        self._sequences.update((sequence.id, sequence) for sequence in request.sequences)
+        self._enter(request)
         self.policy.add(request)
         return [Accepted(self._view(request))]
+
+    def restore(self, snapshot: Snapshot, arrived: Nanoseconds, now: Nanoseconds) -> list[Event]:
+        """Take up a request of an earlier kernel, suspended; `arrived` is when it came, on this kernel's clock.
+
+        The queue's limit does not concern it: it was accepted. Raises InvalidRequest or ContextTooLong where this
+        kernel's limits could not let it end.
+        """
+        self._advance(now)
+        if snapshot.id in self._requests:
+            raise InvalidRequest(f"request {snapshot.id} exists already", param="id")
+        validate_snapshot(snapshot)
+        validate(snapshot.spec, self.limits)
+        user = snapshot.spec.user
+        resolve_max_tokens(snapshot.spec, self.limits, self._accounts.most_pages(user))
+        request = revive(snapshot, self._accepted, self._next_sequence, arrived, now, self._accounts.open(user))
+        self._enter(request)
+        return [Accepted(self._view(request), restored=True)]
 
     def cancel(self, id: RequestId, reason: str, now: Nanoseconds) -> list[Event]:
         """End a request now; raises NotFound when it is unknown or has ended."""
         return self._stop(id, State.CANCELLED, reason, now)
 
     def fail(self, id: RequestId, message: str, now: Nanoseconds) -> list[Event]:
-        """End a request with an error of its own; raises NotFound when it is unknown or has ended."""
-        return self._stop(id, State.FAILED, message, now)
+        """End a request because the engine ends; raises NotFound when it is unknown or has ended."""
+        *moved, ended = self._stop(id, State.FAILED, message, now)
+        assert isinstance(ended, Ended)
+        return [*moved, replace(ended, interrupted=True)]
 
     def renice(self, id: RequestId, nice: int, now: Nanoseconds) -> RequestView:
         """Change its nice value, effective with the next plan; raises NotFound or InvalidRequest (out of range)."""
@@ -162,6 +180,13 @@ class Kernel:
             self._move(request, State.PREEMPTED if request.has_run else State.QUEUED, "a person", events)
             self.policy.add(request)
         return self._view(request), events
+
+    def snapshot(self, id: RequestId, now: Nanoseconds) -> Snapshot:
+        """All that another kernel needs to go on with a suspended request. Raises NotFound."""
+        self._advance(now)
+        request = self._find(id)
+        assert request.state is State.SUSPENDED, f"{id} moves on while it is taken down"
+        return take(request, now)
 
     # ---- plan → execute → commit
 
@@ -367,6 +392,12 @@ class Kernel:
         events.append(StateChanged(request.id, old, state, self._now, reason))
 
     # ---- small things
+
+    def _enter(self, request: Request) -> None:
+        self._accepted += 1
+        self._next_sequence += len(request.sequences)
+        self._requests[request.id] = request
+        self._sequences.update((sequence.id, sequence) for sequence in request.sequences)
 
     def _find(self, id: RequestId) -> Request:
         try:

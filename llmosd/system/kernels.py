@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from llmosd.errors import InvalidRequest, NotFound
 from llmosd.system.accounts import by_user
 from llmosd.system.kernel import Kernel
+from llmosd.system.snapshot import Snapshot
 from llmosd.system.turns import Turns
 from llmosd.types import Event, KernelStats, Nanoseconds, Plan, RequestId, RequestSpec, RequestView, StepResult
 
@@ -39,8 +40,7 @@ class Kernels:
 
     def submit(self, spec: RequestSpec, now: Nanoseconds) -> list[Event]:
         kernel = self.kernel(spec.model)
-        if any(spec.id in other for other in self._kernels.values()):
-            raise InvalidRequest(f"request {spec.id} exists already", param="id")
+        self._check_new(spec.id)
         return kernel.submit(spec, now)
 
     def cancel(self, id: RequestId, reason: str, now: Nanoseconds) -> list[Event]:
@@ -57,6 +57,14 @@ class Kernels:
 
     def resume(self, id: RequestId, now: Nanoseconds) -> tuple[RequestView, list[Event]]:
         return self._of(id).resume(id, now)
+
+    def restore(self, snapshot: Snapshot, arrived: Nanoseconds, now: Nanoseconds) -> list[Event]:
+        kernel = self.kernel(snapshot.spec.model)
+        self._check_new(snapshot.id)
+        return kernel.restore(snapshot, arrived, now)
+
+    def snapshot(self, id: RequestId, now: Nanoseconds) -> Snapshot:
+        return self._of(id).snapshot(id, now)
 
     # ---- plan → execute → commit
 
@@ -101,6 +109,10 @@ class Kernels:
         assert len(set(ids)) == len(ids), "a request is in two kernels"
         for kernel in self._kernels.values():
             kernel.check()
+
+    def _check_new(self, id: RequestId) -> None:
+        if any(id in kernel for kernel in self._kernels.values()):
+            raise InvalidRequest(f"request {id} exists already", param="id")
 
     def _of(self, id: RequestId) -> Kernel:
         for kernel in self._kernels.values():

@@ -74,7 +74,7 @@ class Sequence:
         return [*self.request.spec.prompt[start:end], *self.tokens[max(0, start - prompt) : max(0, end - prompt)]]
 
     def start(self) -> SequenceStart:
-        return SequenceStart(self.id, self.choice, self.request.spec.prompt, self.request.sampling)
+        return SequenceStart(self.id, self.choice, self.request.spec.prompt, self.request.sampling, tuple(self.tokens))
 
 
 class Request:
@@ -135,11 +135,24 @@ class Request:
 
     @property
     def has_run(self) -> bool:
-        return self._spent[State.PREFILL] > 0 or any(sequence.started for sequence in self.sequences)
+        started = any(sequence.started or sequence.tokens for sequence in self.sequences)
+        return started or self._spent[State.PREFILL] > 0
 
     @property
     def waiting(self) -> bool:
         return self.state in WAITING
+
+    def begin_suspended(self, times: TimeSplit) -> None:
+        """Instead of queued: it has spent these times in another kernel, and whatever else has passed since."""
+        self.state = State.SUSPENDED
+        known = {
+            _S.QUEUED: times.queued,
+            _S.PREFILL: times.prefill,
+            _S.DECODE: times.decode,
+            _S.PREEMPTED: times.preempted,
+        }
+        self._spent.update(known)
+        self._before -= sum(known.values())
 
     def enter(self, state: State, now: Nanoseconds) -> State:
         """Move to `state` and account the time spent in the old one, which is returned."""

@@ -8,21 +8,27 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 import openai
 
 from llmosd.application.client import Client
 from llmosd.application.engine import Batch, ThreadEngine
+from llmosd.application.eventlog import EventLog
+from llmosd.application.hibernation import Hibernation
 from llmosd.application.http.app import create_app
 from llmosd.application.http.generation import Backing, Model
 from llmosd.application.http.metrics import Metrics
+from llmosd.application.image import Numerics
 from llmosd.application.prompts import Prompts
 from llmosd.application.server import HttpServer, listen
 from llmosd.application.service import Phase, Service
 from llmosd.errors import StepError
 from llmosd.prediction.cost_executor import CostModel, CostModelExecutor, ManualClock
 from llmosd.runtime.chat_template import ChatTemplate
+from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.gguf_reader import TokenizerFacts
 from llmosd.runtime.tokenizer import Tokenizer, tokenizer_json, tokenizer_meta
 from llmosd.system.executor import nothing
@@ -31,6 +37,7 @@ from llmosd.system.kernels import Kernels
 from llmosd.system.policy import Priority
 from llmosd.system.speculation import Speculation
 from llmosd.types import Plan, RequestView, SequencePlan, SequenceResult, SequenceStart, StepResult, TokenLogprob
+from llmosd.wire import EventMessage
 
 MODEL = "letters"
 MS = 1_000_000
@@ -40,6 +47,8 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+GEOMETRY = Geometry(1, 8, 1, 1, 8, 8, 258, 512, 1e4, 1e-5, None, (257,))
+NUMERICS = Numerics(MODEL, {"source.gguf": "0" * 64}, GEOMETRY, "file", "float16")
 CONTROL = ("<|im_start|>", "<|im_end|>")
 
 
@@ -107,10 +116,13 @@ class House:
 
     url: str
     service: Service
+    hibernation: Hibernation
     executor: LettersExecutor
     clock: ManualClock
     metrics: Metrics
     recorded: list[RequestView]
+    restored: list[RequestView]
+    notes: list[EventMessage]
     batches: list[Batch]
     http: httpx.AsyncClient
     ai: openai.AsyncOpenAI
@@ -137,16 +149,38 @@ async def open_house(
     log_prompts: bool = False,
     speculation: Speculation | None = None,
     prefixes: bool = False,
+    home: Path | None = None,
+    numerics: Numerics = NUMERICS,
 ) -> AsyncIterator[House]:
-    """`length` says how many tokens a sequence generates, at most its max_tokens."""
+    """`length` says how many tokens a sequence generates, at most its max_tokens. What `home` has is restored."""
+    with TemporaryDirectory() as scratch:
+        hibernated = (home or Path(scratch)) / "hibernated"
+        async with _open_house(length, limits, log_prompts, speculation, prefixes, hibernated, numerics) as house:
+            yield house
+
+
+@asynccontextmanager
+async def _open_house(
+    length: Callable[[SequenceStart], int],
+    limits: Limits,
+    log_prompts: bool,
+    speculation: Speculation | None,
+    prefixes: bool,
+    hibernated: Path,
+    numerics: Numerics,
+) -> AsyncIterator[House]:
     clock, loop = ManualClock(), asyncio.get_running_loop()
     executor = LettersExecutor(length, clock)
     recorded: list[RequestView] = []
     prefix_secret = b"a secret" if prefixes else None
+    restored: list[RequestView] = []
 
     async def record(view: RequestView) -> None:
         await asyncio.sleep(0)
         recorded.append(view)
+
+    async def record_restored(view: RequestView) -> None:
+        restored.append(view)
 
     def deliver(batch: Batch) -> None:
         loop.call_soon_threadsafe(service.dispatch, batch)
@@ -157,9 +191,13 @@ async def open_house(
     engine = ThreadEngine(build, deliver, lambda: clock.now)
     service = Service(engine, on_accept=record, clock=lambda: clock.now)
     metrics, batches = Metrics(MODEL), list[Batch]()
+    events, notes = EventLog("node"), list[EventMessage]()
+    events.attach(notes.append)
+    hibernation = Hibernation(hibernated, service, numerics, byte_tokenizer(), events, record_restored)
     service.subscribe(metrics.observe)
     service.subscribe(batches.append)
-    backing = Backing(service, Prompts(byte_tokenizer(), ChatTemplate(CHATML)), Model(MODEL, 512, 1), log_prompts)
+    prompts = Prompts(byte_tokenizer(), ChatTemplate(CHATML))
+    backing = Backing(service, hibernation, prompts, Model(MODEL, 512, 1), log_prompts)
     app = create_app(
         backing,
         host="127.0.0.1",
@@ -170,6 +208,7 @@ async def open_house(
     listener = listen("127.0.0.1", 0)
     server = HttpServer(app)
     engine.start()
+    await hibernation.restore()
     service.phase = Phase.SERVING
     serving = asyncio.create_task(server.run_on(listener))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -179,7 +218,9 @@ async def open_house(
             openai.DefaultAsyncHttpxClient(trust_env=False, verify=False) as transport,
             openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=20, http_client=transport) as ai,
         ):
-            house = House(url, service, executor, clock, metrics, recorded, batches, http, ai)
+            house = House(
+                url, service, hibernation, executor, clock, metrics, recorded, restored, notes, batches, http, ai
+            )
             await house.until(lambda: server.started)
             yield house
     finally:
@@ -188,5 +229,6 @@ async def open_house(
         await serving
         engine.stop(drain=False)
         await asyncio.to_thread(engine.join, 20)
+        await hibernation.settled()
         with suppress(OSError):
             listener.close()

@@ -88,9 +88,12 @@ ENDPOINTS = {
     "/v1/models": "the model that is served",
     "/v1/models/{id}": "the same by its id",
     "/v1/requests": "live requests and the last 1,000 ended; filters `user` and `state`",
-    "/v1/requests/{id}": 'show, cancel, or renice with `{"priority": n}`',
+    "/v1/requests/{id}": 'show (with its text where that is open), cancel, or renice with `{"priority": n}`',
     "/v1/requests/{id}/suspend": "let it stand still; its stream stays open",
     "/v1/requests/{id}/resume": "let a suspended one go on",
+    "/v1/requests/{id}/hibernate": "suspend it and keep it on disk; answered when it is durable",
+    "/v1/requests/{id}/stream": "what it says after the first `from` characters, as a stream, to its end",
+    "/v1/hibernate": "hibernate all live requests",
     "/v1/status": "what `llmosd status --json` shows",
     "/health": "200 while requests are taken, else 503",
     "/metrics": "metrics for Prometheus",
@@ -98,7 +101,7 @@ ENDPOINTS = {
 
 
 def endpoints() -> Rows:
-    backing: Any = SimpleNamespace(service=None, prompts=None, model=None)
+    backing: Any = SimpleNamespace(service=None, hibernation=None, prompts=None, model=None)
     app = create_app(backing, host="", registry=Metrics("").registry, status=dict, observe=lambda *_: None)
     rows: Rows = [("endpoint", "methods", "what it does")]
     for route in app.routes:

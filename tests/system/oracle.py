@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmosd.types import (
     ENDED,
@@ -74,6 +74,25 @@ class Oracle:
         self.lives[spec.id] = life
         ahead = [other for other in self.lives.values() if other.state in (State.QUEUED, State.PREEMPTED)]
         assert view.position == 1 + sum(self.rank(other) < self.rank(life) for other in ahead)
+
+    def restarted(self, shift: int) -> None:
+        """A new kernel takes the live requests over, in their order; its clock is the old one plus `shift`."""
+        self.lives = {id: self.lives[id] for id in self.live}
+        self.steps = 0
+        for number, life in enumerate(self.lives.values()):
+            life.number = number
+            life.spec = replace(life.spec, arrived=life.spec.arrived + shift)
+            life.submitted += shift
+            life.since += shift
+
+    def restored(self, id: str, events: list[Event]) -> None:
+        [event] = events
+        assert isinstance(event, Accepted)
+        assert event.restored
+        life, view = self.lives[id], event.request
+        assert (view.id, view.state, view.nice, view.pages) == (id, State.SUSPENDED, life.nice, 0)
+        assert (view.max_tokens, view.preemptions) == (life.max_tokens, life.preemptions)
+        assert view.completion_tokens == sum(map(len, life.tokens.values()))
 
     def follow(self, events: list[Event]) -> None:
         for event in events:

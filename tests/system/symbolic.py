@@ -84,7 +84,8 @@ class SymbolicExecutor:
         for sequence in plan.ended:
             self.known.pop(sequence, None)
         for start in plan.started:
-            assert self.known.setdefault(start.sequence, Known(start, plan.step)).step == plan.step, "started twice"
+            known = self.known.setdefault(start.sequence, Known(start, plan.step, list(start.generated)))
+            assert known.step == plan.step, "started twice"
 
     def _place(self, row: int, position: int) -> tuple[int, int]:
         page = self.table[row * self.columns + position // self.page_tokens]

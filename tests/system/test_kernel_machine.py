@@ -119,6 +119,13 @@ class KernelMachine(RuleBasedStateMachine):
         if live := self.world.oracle.live:
             self.world.resume(live[place % len(live)])
 
+    @rule(down=st.integers(0, 1000), starts_at=st.integers(0, 50), resume=st.integers(0, 31))
+    def restart(self, down: int, starts_at: int, resume: int) -> None:
+        self.world.restart(down, starts_at)
+        for place, id in enumerate(self.world.oracle.live):
+            if resume >> place & 1:
+                self.world.resume(id)
+
     @rule(steps=st.integers(1, 12), took=st.integers(0, 1000))
     def run(self, steps: int, took: int) -> None:
         for _ in range(steps):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from llmosd.errors import StepError
 from llmosd.system.kernel import Kernel, Limits
@@ -38,15 +39,24 @@ class World:
         quotas: Quotas = UNLIMITED,
     ) -> None:
         self.limits = limits or make_limits()
-        self.kernel = Kernel(
-            self.limits, POLICIES[policy](), speculation, b"a secret" if prefixes else None, quotas=quotas
-        )
-        self.executor = SymbolicExecutor(self.kernel)
+        self._parts = policy, speculation, prefixes
         self.oracle = Oracle(policy, quotas)
         self.page_ns: Counter[str] = Counter()  # by request
         self.now = 0
         self.submitted = 0
         self.parked = 0  # request·steps
+        self._boot()
+
+    def _boot(self) -> None:
+        policy, speculation, prefixes = self._parts
+        secret = b"a secret" if prefixes else None
+        self.kernel = Kernel(self.limits, POLICIES[policy](), speculation, secret, quotas=self.oracle.quotas)
+        self.executor = SymbolicExecutor(self.kernel)
+        lives = self.oracle.lives.values()
+        self._preempted_before = sum(life.preemptions for life in lives)
+        self._generated_before = sum(len(tokens) for life in lives for tokens in life.tokens.values())
+        self.page_ns = Counter({id: self.page_ns[id] for id in self.oracle.lives})
+        self._page_ns_before = self.page_ns.total()
 
     def submit(
         self,
@@ -90,6 +100,27 @@ class World:
         assert self.kernel.resume(id, self.now) == (view, []), "it is not suspended any more"
         self.kernel.check()
 
+    def restart(self, down: int, starts_at: int) -> None:
+        """All live requests go to a new kernel as snapshots and wait there, suspended; who has ended is forgotten.
+
+        The new kernel's clock says `starts_at` when `down` has passed since the old one stopped.
+        """
+        for id in self.oracle.live:
+            if self.state(id) is not State.SUSPENDED:
+                self.suspend(id)
+        snapshots = [self.kernel.snapshot(id, self.now) for id in self.oracle.live]
+        assert [snapshot.times for snapshot in snapshots] == [self.kernel.view(s.id).times for s in snapshots]
+        self.oracle.restarted(starts_at - down - self.now)
+        self.now = starts_at
+        self._boot()
+        for snapshot in snapshots:
+            arrived = starts_at - down - snapshot.age
+            self.oracle.restored(snapshot.id, self.kernel.restore(snapshot, arrived, self.now))
+            self.kernel.check()
+            times = replace(snapshot.times, other=snapshot.times.other + down)
+            again = self.kernel.snapshot(snapshot.id, self.now)
+            assert again == replace(snapshot, spec=replace(snapshot.spec, arrived=arrived), times=times)
+
     def renice(self, id: str, nice: int) -> None:
         assert self.kernel.renice(id, nice, self.now).nice == nice
         self.oracle.lives[id].nice = nice
@@ -128,9 +159,10 @@ class World:
         ends = (State.FINISHED, State.CANCELLED, State.FAILED)
         assert (stats.finished, stats.cancelled, stats.failed) == tuple(map(finals.count, ends))
         assert stats.accepted == len(finals)
-        assert stats.preemptions == self.preemptions
-        assert stats.generated_tokens == sum(life.final.completion_tokens for life in self.oracle.lives.values())
-        assert sum(usage.page_ns for usage in stats.users) == self.page_ns.total()
+        assert stats.preemptions == self.preemptions - self._preempted_before
+        generated = sum(life.final.completion_tokens for life in self.oracle.lives.values())
+        assert stats.generated_tokens == generated - self._generated_before
+        assert sum(usage.page_ns for usage in stats.users) == self.page_ns.total() - self._page_ns_before
         assert sum(usage.prefilled_tokens for usage in stats.users) == stats.prompt_tokens
         assert sum(usage.reused_tokens for usage in stats.users) == stats.reused_tokens
         assert sum(usage.generated_tokens for usage in stats.users) == stats.generated_tokens

@@ -21,7 +21,7 @@ OK, FAILURE, USAGE, NOT_RUNNING, INTERRUPTED = 0, 1, 2, 3, 130
 GROUPS = {
     "daemon": ("start", "stop", "status"),
     "run": ("run",),
-    "requests": ("ps", "kill", "nice"),
+    "requests": ("ps", "kill", "nice", "suspend", "resume", "hibernate"),
     "query": ("query",),
     "models": ("models",),
     "doctor": ("doctor",),

@@ -1,4 +1,4 @@
-"""`llmosd ps`, `kill`, `nice`, `suspend` and `resume`: the process table of requests."""
+"""`llmosd ps`, `kill`, `nice`, `suspend`, `resume` and `hibernate`: the process table of requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llmosd.application.cli import options, output
 from llmosd.application.client import Client
 from llmosd.application.listing import RequestInfo
 from llmosd.errors import InvalidRequest
-from llmosd.types import ENDED, NICE_MAX, NICE_MIN
+from llmosd.types import ENDED, NICE_MAX, NICE_MIN, State
 
 COLUMNS = {
     "id": "id",
@@ -50,7 +50,10 @@ def add(commands: Any) -> None:
     resume.set_defaults(handler=_resume)
     for parser in (suspend, resume):
         parser.add_argument("ids", nargs="+", metavar="ID", help="as ps shows it; its beginning is enough")
-    for parser in (ps, kill, nice, suspend, resume):
+    hibernate = commands.add_parser("hibernate", help="suspend requests and keep them on disk: they survive a restart")
+    hibernate.add_argument("ids", nargs="*", metavar="ID", help="as ps shows it; all live ones without it")
+    hibernate.set_defaults(handler=_hibernate)
+    for parser in (ps, kill, nice, suspend, resume, hibernate):
         options.add_config(parser, options.ADDRESS)
 
 
@@ -85,6 +88,15 @@ def _suspend(args: argparse.Namespace) -> int:
 
 def _resume(args: argparse.Namespace) -> int:
     return _for_each(args, Client.resume)
+
+
+def _hibernate(args: argparse.Namespace) -> int:
+    with _client(args) as client:
+        ids = [_find(client, id).id for id in args.ids]
+        found = [client.hibernate(id) for id in ids] if ids else client.hibernate_all()
+    for request in found:
+        print(f"{request.id} {'hibernated' if request.state == State.SUSPENDED else request.state}")
+    return 0
 
 
 def _for_each(args: argparse.Namespace, action: Callable[[Client, str], RequestInfo]) -> int:

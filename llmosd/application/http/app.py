@@ -34,7 +34,7 @@ def create_app(
     """`host` is the address the server is bound to, `status` gives what `llmosd status --json` shows, `observe`
     counts HTTP requests. The application has no life of its own: service and server are started and stopped outside.
     """
-    service, models, requests = backing.service, ModelsEndpoint(backing), RequestsEndpoint(backing.service)
+    service, models, requests = backing.service, ModelsEndpoint(backing), RequestsEndpoint(backing)
     routes = [
         Route("/v1/chat/completions", ChatEndpoint(backing).post, methods=["POST"]),
         Route("/v1/completions", CompletionsEndpoint(backing).post, methods=["POST"]),
@@ -44,6 +44,9 @@ def create_app(
         Route("/v1/requests/{id}", requests.one, methods=["GET", "DELETE", "PATCH"]),
         Route("/v1/requests/{id}/suspend", requests.suspend, methods=["POST"]),
         Route("/v1/requests/{id}/resume", requests.resume, methods=["POST"]),
+        Route("/v1/requests/{id}/hibernate", requests.hibernate, methods=["POST"]),
+        Route("/v1/requests/{id}/stream", requests.stream, methods=["GET"]),
+        Route("/v1/hibernate", requests.hibernate_all, methods=["POST"]),
         Route("/v1/status", _status(status), methods=["GET"]),
         Route("/health", _health(service), methods=["GET"]),
         Route("/metrics", _metrics(registry), methods=["GET"]),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 from starlette.requests import Request
 
+from llmosd.application.hibernation import Hibernation
 from llmosd.application.http.edge import arrived, request_id
 from llmosd.application.http.errors import ModelNotFound, error_body
 from llmosd.application.http.schema import GenerationBody, StreamOptions, user_of
@@ -37,6 +38,7 @@ class Backing:
     """What a generating endpoint stands on."""
 
     service: Service
+    hibernation: Hibernation
     prompts: Prompts
     model: Model
     log_prompts: bool = False

@@ -125,9 +125,11 @@ class Metrics:
     def _on_rare(self, event: Event) -> None:
         match event:
             case Accepted(request=view):
-                self._lives[view.id] = _Life(view.arrived, view.arrived + view.times.total, view.prompt_tokens)
+                accepted = view.arrived + view.times.total
+                self._lives[view.id] = _Life(view.arrived, accepted, view.prompt_tokens, first=view.first_token)
             case StateChanged(id=id, new=State.PREFILL) if life := self._lives.get(id):
-                life.scheduled = event.now if life.scheduled is None else life.scheduled
+                if life.scheduled is None and life.first is None:  # a restored request may have been timed already
+                    life.scheduled = event.now
             case StateChanged(is_preemption=True, reason=reason):
                 self._preemptions.labels(self._model, reason).inc()
             case Ended(request=view, now=now) if life := self._lives.pop(view.id, None):

@@ -1,0 +1,110 @@
+"""The files of hibernated requests: `<id>.image`, later `<id>.answer`; `.bad` behind the name of what is unreadable.
+
+A file is written beside its place, synchronised, renamed, and the directory synchronised: it is there whole or not at
+all, and survives the loss of power. Everything here blocks.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+from llmosd.application.image import Answer, Image, ImageError, T, decode, encode
+from llmosd.types import RequestId
+
+ANSWER_S = 24 * 3600.0  # how long an answer waits for somebody to fetch it
+_SCRATCH = ".new"
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Oldest requests first; `bad` says what is wrong with which file."""
+
+    images: list[Image] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+    bad: list[tuple[Path, ImageError]] = field(default_factory=list)
+
+
+class ImageDirectory:
+    """For one caller at a time. All methods raise OSError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def image(self, id: RequestId) -> Path:
+        return self._named(id, ".image")
+
+    def answer(self, id: RequestId) -> Path:
+        return self._named(id, ".answer")
+
+    def open(self) -> Contents:
+        """Make the directory where it is not, clear it up, and read what is there."""
+        if not self.path.is_dir():
+            self.path.mkdir(parents=True, mode=0o700)
+            _synchronise(self.path.parent)
+        self.remove([*self.path.glob(f"*{_SCRATCH}"), *self.outdated()])
+        found = Contents()
+        self._read_all(".answer", Answer, found.answers, found)
+        self.remove([self.image(answer.view.id) for answer in found.answers])  # the last daemon had not got to it
+        self._read_all(".image", Image, found.images, found)
+        found.images.sort(key=lambda image: image.snapshot.spec.created_at)
+        return found
+
+    def write(self, contents: Iterable[Image | Answer]) -> None:
+        """Durable when it returns; what a failure leaves is as it was or as it is to be."""
+        for content in contents:
+            self._write(self.image(content.id) if isinstance(content, Image) else self.answer(content.id), content)
+        _synchronise(self.path)
+
+    def remove(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        _synchronise(self.path)
+
+    def outdated(self) -> list[Path]:
+        limit = time.time() - ANSWER_S
+        return [path for path in self.path.glob("*.answer") if path.stat().st_mtime < limit]
+
+    def put_aside(self, path: Path) -> Path:
+        aside = path.with_name(f"{path.name}.bad")
+        path.rename(aside)
+        return aside
+
+    def _named(self, id: RequestId, ending: str) -> Path:
+        return self.path / (quote(id, safe="") + ending)
+
+    def _read_all(self, ending: str, type_: type[T], into: list[T], found: Contents) -> None:
+        for path in sorted(self.path.glob(f"*{ending}")):
+            try:
+                content = decode(path.read_bytes(), type_)
+                if path != self._named(content.id, ending):
+                    raise ImageError(f"it is of request {content.id}")
+                into.append(content)
+            except ImageError as error:
+                found.bad.append((path, error))
+            except OSError as error:
+                found.bad.append((path, ImageError(f"it cannot be read: {error.strerror}")))
+
+    def _write(self, path: Path, content: Image | Answer) -> None:
+        scratch = path.with_name(path.name + _SCRATCH)
+        try:
+            with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(encode(content))
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(path)
+        except OSError:
+            scratch.unlink(missing_ok=True)
+            raise
+
+
+def _synchronise(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

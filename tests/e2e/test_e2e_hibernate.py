@@ -1,0 +1,112 @@
+"""Half-done generations on the real model, hibernated, the daemon killed, another one started: nobody can tell."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from started import MODEL, PATIENCE_S, Daemon, eventually, started
+
+from llmosd.types import ENDED
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+TELL = [{"role": "user", "content": "Tell me a long story about a lighthouse and its keeper."}]
+COUNT = [{"role": "user", "content": "Count from one to two hundred in words."}]
+SAMPLED: dict[str, Any] = {"temperature": 0.8, "seed": 11, "max_tokens": 300, "ignore_eos": True}
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 300, "ignore_eos": True}
+ASKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "greedy": (CHAT, {"messages": TELL, **GREEDY}),
+    "greedy-text": (COMPLETIONS, {"prompt": "The old harbour town", **GREEDY}),
+    "sampled": (CHAT, {"messages": TELL, **SAMPLED}),
+    "sampled-cut": (CHAT, {"messages": TELL, **SAMPLED, "top_p": 0.9, "top_k": 40, "min_p": 0.02, "seed": 5}),
+    "penalised": (CHAT, {"messages": COUNT, **SAMPLED, "frequency_penalty": 0.7, "presence_penalty": 0.4}),
+    "repetition": (CHAT, {"messages": COUNT, **GREEDY, "repetition_penalty": 1.2}),
+    "two": (CHAT, {"messages": TELL, **SAMPLED, "n": 2, "seed": 3}),
+    "stops": (CHAT, {"messages": COUNT, **GREEDY, "stop": ["one hundred", "qqq", "nnn"], "logprobs": True}),
+}
+
+
+def texts(answer: dict[str, Any]) -> list[tuple[str, str]]:
+    """(text, finish reason) by choice, of either endpoint."""
+    choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+    return [(c["text"] if "text" in c else c["message"]["content"], c["finish_reason"]) for c in choices]
+
+
+def ask(daemon: Daemon, id: str) -> dict[str, Any]:
+    endpoint, fields = ASKED[id]
+    headers = {"X-Request-Id": id}
+    answer = httpx.post(daemon.url + endpoint, json={"model": MODEL, **fields}, headers=headers, timeout=PATIENCE_S)
+    answer.raise_for_status()
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def ask_in_vain(daemon: Daemon, id: str) -> None:
+    with suppress(httpx.HTTPError):
+        ask(daemon, id)
+
+
+def show(daemon: Daemon, id: str) -> dict[str, Any]:
+    shown: dict[str, Any] = daemon.get(f"/v1/requests/{id}").json()
+    return shown
+
+
+def streamed(daemon: Daemon, id: str, start: str) -> list[str]:
+    made: dict[int, str] = {}
+    for line in daemon.get(f"/v1/requests/{id}/stream?from={start}").text.splitlines():
+        if line.startswith("data: {"):
+            for choice in json.loads(line.removeprefix("data: "))["choices"]:
+                made[choice["index"]] = made.get(choice["index"], "") + choice["text"]
+    return [made[index] for index in sorted(made)]
+
+
+@pytest.fixture
+def uninterrupted(home: Path) -> dict[str, list[tuple[str, str]]]:
+    with started(home, "--strict") as daemon:
+        return {id: texts(ask(daemon, id)) for id in ASKED}
+
+
+def test_hibernated_generations_survive_kill_9(home: Path, uninterrupted: dict[str, list[tuple[str, str]]]) -> None:
+    with started(home, "--strict") as daemon:
+        clients = [threading.Thread(target=ask_in_vain, args=(daemon, id)) for id in ASKED]
+        for client in clients:
+            client.start()
+        eventually(lambda: all(row["completion_tokens"] > 20 for row in rows(daemon)), "all are half done")
+        hibernated = daemon.cli("hibernate")
+        assert sorted(hibernated.stdout.splitlines()) == sorted(f"{id} hibernated" for id in ASKED), hibernated.stderr
+        so_far = {id: show(daemon, id) for id in ASKED}
+        daemon.signal(signal.SIGKILL)
+        daemon.wait()
+        for client in clients:
+            client.join()
+    images = sorted(path.name for path in (home / "hibernated").iterdir())
+    assert images == sorted(f"{id}.image" for id in ASKED)
+
+    with started(home, "--strict") as daemon:
+        after = {id: show(daemon, id) for id in ASKED}
+        assert {id: row["created_at"] for id, row in after.items()} == {id: so_far[id]["created_at"] for id in ASKED}
+        read = {id: streamed(daemon, id, lengths(so_far[id])) for id in ASKED}
+        for id, expected in uninterrupted.items():
+            begun = [choice["text"] for choice in so_far[id]["choices"]]
+            assert [a + b for a, b in zip(begun, read[id], strict=True)] == [text for text, _ in expected], id
+            final = show(daemon, id)
+            assert (final["state"], texts(final)) == ("finished", expected), id
+            assert final["total_ms"] > so_far[id]["total_ms"]
+        eventually(lambda: not list((home / "hibernated").iterdir()), "what was fetched is deleted")
+        assert "Traceback" not in daemon.log
+
+
+def rows(daemon: Daemon) -> list[dict[str, Any]]:
+    found = {row["id"]: row for row in daemon.get("/v1/requests").json()["data"]}
+    assert not any(row["state"] in ENDED for row in found.values()), "it ended before it could be hibernated"
+    return [found.get(id, {"completion_tokens": 0}) for id in ASKED]
+
+
+def lengths(shown: dict[str, Any]) -> str:
+    return ",".join(str(len(choice["text"])) for choice in shown["choices"])
