@@ -38,6 +38,9 @@ class DevicePool:
     def copy_page(self, source: int, target: int) -> None:
         self._copier.copy([value.data_ptr() for value in (*self.keys, *self.values)], source, target)
 
+    def resize(self, pages: int) -> None:
+        """The allocator of the device gives nothing back: the memory stays until the model is unloaded."""
+
     def clear(self) -> None:
         self.keys.clear()
         self.values.clear()

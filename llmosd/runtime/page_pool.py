@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from llmosd.errors import StepError
 from llmosd.runtime.geometry import Geometry
+from llmosd.runtime.reserved import Reserved
 from llmosd.types import KvFormat
 
 Int32 = NDArray[np.int32]
@@ -61,6 +62,9 @@ class Pool(Protocol):
     def copy_page(self, source: int, target: int) -> None:
         """K and V of all layers of one page to another."""
 
+    def resize(self, pages: int) -> None:
+        """Use the first so many pages only; the memory of the others is given back where that can be done."""
+
     def clear(self) -> None:
         """Let go of the memory."""
 
@@ -69,16 +73,20 @@ class HostPool:
     """Pages in numpy arrays: keys [P, KH, D, S] and values [P, KH, S, D] for each layer.
 
     With int8, D is 4 more: the bytes of a page and head are its codes, laid out as without, and then S float32 scales.
+
+    All addresses are reserved once and do not move; memory comes as pages are written to, and goes by `resize`.
     """
 
     def __init__(self, geometry: Geometry, *, pages: int, page_tokens: int, kv_format: KvFormat) -> None:
         g, kind, size = geometry, np.dtype(kv_format), width(geometry.head_dim, kv_format)
         self.pages, self.page_tokens = pages, page_tokens
+        self._reserved = Reserved(2 * g.layers, pages * g.kv_heads * size * page_tokens * kind.itemsize)
         self.keys: list[NDArray[Any]] = [
-            np.zeros((pages, g.kv_heads, size, page_tokens), kind) for _ in range(g.layers)
+            self._reserved.array(layer, kind, (pages, g.kv_heads, size, page_tokens)) for layer in range(g.layers)
         ]
         self.values: list[NDArray[Any]] = [
-            np.zeros((pages, g.kv_heads, page_tokens, size), kind) for _ in range(g.layers)
+            self._reserved.array(g.layers + layer, kind, (pages, g.kv_heads, page_tokens, size))
+            for layer in range(g.layers)
         ]
         self._bytes = [array.reshape(pages, -1).view(np.uint8) for _, array in self.inputs()]
 
@@ -106,7 +114,12 @@ class HostPool:
             array[page] = content[start : start + array.shape[1]]
             start += array.shape[1]
 
+    def resize(self, pages: int) -> None:
+        """Use the first so many pages only; the memory of the others is given back, what they held is lost."""
+        self._reserved.resize(self.keys[0][:pages].nbytes)
+
     def clear(self) -> None:
+        self._reserved.resize(0)
         self.keys.clear()
         self.values.clear()
         self._bytes.clear()

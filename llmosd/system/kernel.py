@@ -188,17 +188,47 @@ class Kernel:
         assert request.state is State.SUSPENDED, f"{id} moves on while it is taken down"
         return take(request, now)
 
+    # ---- the pool's size
+
+    @property
+    def pool(self) -> PagePool:
+        return self._table.pool
+
+    @property
+    def floor(self) -> int:
+        """Pages that the most demanding request that runs or waits could need, alone; 0 if there is none."""
+        live = (request for request in self._requests.values() if request.state is not State.SUSPENDED)
+        return max(map(self.need, live), default=0)
+
+    def need(self, request: Request) -> int:
+        return self.limits.need(request.prompt_tokens, request.max_tokens, len(request.sequences))
+
+    def resize(self, pages: int) -> None:
+        """Let the pool use its first `pages` pages, at least `floor`; it may keep some others for a while."""
+        assert pages >= self.floor or not self._scheduler.running, f"a request needs {self.floor} pages, not {pages}"
+        self._table.pool.resize(pages)
+
+    @property
+    def prefilling(self) -> int:
+        return sum(request.state is State.PREFILL for request in self._scheduler.running)
+
+    def evacuate(self, now: Nanoseconds) -> list[Event]:
+        """Preempt all that runs, so that no request holds a page; nothing may be in prefill."""
+        self._advance(now)
+        return list(self._scheduler.preempt_all("unload", now))
+
     # ---- plan → execute → commit
 
-    def plan(self, now: Nanoseconds) -> Plan | None:
+    def plan(self, now: Nanoseconds, admit: bool = True) -> Plan | None:
         """The next step, None when nothing can run. To be committed before anything is planned or stopped.
 
+        Without `admit` nothing that waits is taken up: whoever wants the model's memory waits for what runs to end.
         Sequences that have ended are named in the next plan there is.
         """
         self._advance(now)
-        if self.idle:
+        if self.idle or not (admit or self._scheduler.running):
             return None
-        draft = self._scheduler.build(now)
+        draft = self._scheduler.build(now, admit)
         assert draft.sequences, "requests wait or run but none can be fed"
         self._events += draft.moved
         plan = Plan(
@@ -271,7 +301,7 @@ class Kernel:
             running=len(running),
             waiting=len(self.policy),
             suspended=len(self._requests) - len(running) - len(self.policy),
-            prefilling=sum(request.state is State.PREFILL for request in running),
+            prefilling=self.prefilling,
             pages_total=pool.total,
             pages_used=pool.used,
             pages_shared=pool.shared,

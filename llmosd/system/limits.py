@@ -50,6 +50,11 @@ class Limits:
         shared = self.shared_pages(prompt)
         return (shared + (pages - shared) // n) * self.page_tokens
 
+    def need(self, prompt: int, max_tokens: int, n: int) -> int:
+        """Pages that `n` sequences forked from one prompt hold at their longest: with fewer they could not end."""
+        shared = self.shared_pages(prompt)
+        return shared + n * (self.pages_for(prompt + max_tokens) - shared)
+
     def shared_pages(self, prompt: int) -> int:
         """Full pages that sequences forked at the prompt's last token have in common for good."""
         return (prompt - 1) // self.page_tokens

@@ -20,25 +20,31 @@ class PagePool:
 
     A promise (`reserve`) keeps pages from everybody else; its holder gives it up (`unreserve`) as it draws. Idle pages
     are as good as free: they leave the cache when their memory is drawn.
+
+    Only the first `total` pages of `most` are drawn. Of those beyond, some are in use still after `total` became less,
+    and are gone with their last reference.
     """
 
     def __init__(self, pages: int, cache: PrefixCache) -> None:
+        self.most = pages
         self.total = pages
+        self.beyond = 0  # pages from `total` on that are in use
         self.cache = cache
         self.reserved = 0
         self.shared = 0  # pages with more than one reference
         self._references = array("i", bytes(4 * pages))
         self._held: set[int] = set()
         self._free = list(range(pages - 1, -1, -1))
+        self._idle_beyond: set[int] = set()  # to be taken out of the cache, with what follows them there
 
     @property
     def free(self) -> int:
         """Pages that nobody refers to, idle ones included."""
-        return len(self._free) + self.cache.idle
+        return len(self._free) + self.cache.idle - len(self._idle_beyond)
 
     @property
     def used(self) -> int:
-        return self.total - self.free
+        return self.total - self.free + self.beyond
 
     @property
     def available(self) -> int:
@@ -58,14 +64,19 @@ class PagePool:
 
     def draw(self) -> int:
         """A free page, now with one reference. The caller has made sure that one is available."""
-        page = self._free.pop() if self._free else self.cache.reclaim()
+        page = self._free.pop() if self._free else self._reclaim()
         self._references[page] = 1
+        return page
+
+    def _reclaim(self) -> int:
+        while (page := self.cache.reclaim()) >= self.total:
+            self._idle_beyond.remove(page)
         return page
 
     def share(self, page: int) -> None:
         """One reference more, to a page in use or idle."""
         if self._references[page] == 0 and page not in self._held:
-            self.cache.revive(page)
+            self._revive(page)
         self._references[page] += 1
         self.shared += self._references[page] == 2
 
@@ -79,7 +90,7 @@ class PagePool:
     def hold(self, page: int) -> None:
         """Keep a page of the cache from being drawn until `unhold`: the step in the making copies from it."""
         if self._references[page] == 0 and page not in self._held:
-            self.cache.revive(page)
+            self._revive(page)
         self._held.add(page)
 
     def unhold(self) -> None:
@@ -89,9 +100,64 @@ class PagePool:
             if self._references[page] == 0:
                 self._rest(page)
 
+    def _revive(self, page: int) -> None:
+        self.cache.revive(page)
+        if page >= self.total:
+            self._idle_beyond.remove(page)
+            self.beyond += 1
+
     def _rest(self, page: int) -> None:
-        if not self.cache.retire(page):
+        idle, inside = self.cache.retire(page), page < self.total
+        self.beyond -= not inside
+        if idle and not inside:
+            self._idle_beyond.add(page)
+        elif inside and not idle:
             self._free.append(page)
+
+    # ---- size
+
+    @property
+    def extent(self) -> int:
+        """Pages 0 … extent−1 may hold something: the memory of all others is not needed."""
+        if not self.beyond and not self._idle_beyond:
+            return self.total
+        return max(page for page in range(self.most) if self._is_in_use(page) or page in self._idle_beyond) + 1
+
+    def resize(self, pages: int) -> None:
+        """Between steps: draw from the first `pages` pages only, or from some more while promises need them.
+
+        Idle pages beyond leave the cache at once, with those that follow them there.
+        """
+        assert 0 <= pages <= self.most, f"a pool of {pages} pages of at most {self.most}"
+        unused = 0
+        for page in range(self.most):
+            if page >= pages and unused >= self.reserved:
+                break
+            unused += not self._is_in_use(page)
+        else:
+            page = self.most
+        self.total = page
+        beyond = range(page, self.most)
+        self.beyond = sum(map(self._is_in_use, beyond))
+        self._idle_beyond = {page for page in beyond if self.cache.is_idle(page)}
+        self._free = [page for page in reversed(range(page)) if self._is_free(page)]
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Between steps: take idle pages beyond out of the cache, unless one that follows them is in use."""
+        for page in sorted(self._idle_beyond):
+            node = self.cache.node_of(page)
+            if node is not None and page in self._idle_beyond:
+                for gone in self.cache.prune(node):
+                    self._idle_beyond.discard(gone)
+                    if gone < self.total:
+                        self._free.append(gone)
+
+    def _is_in_use(self, page: int) -> bool:
+        return self._references[page] > 0 or page in self._held
+
+    def _is_free(self, page: int) -> bool:
+        return not self._is_in_use(page) and not self.cache.is_idle(page)
 
     def check(self) -> None:
         self.cache.check()
@@ -99,11 +165,16 @@ class PagePool:
         assert len(free) == len(self._free), "a page is in the free list twice"
         for page, count in enumerate(self._references):
             unused = count == 0 and page not in self._held
-            assert unused == (page in free or self.cache.is_idle(page)), "free is not unused"
+            known = page in free or self.cache.is_idle(page)
+            assert unused == known or (unused and page >= self.total), "free is not unused"
+            assert not (page in free and page >= self.total), "a page beyond the pool's size is free"
             assert not (page in free and self.cache.node_of(page)), "a free page is still in the cache"
         assert all(count >= 0 for count in self._references), "a page was dropped too often"
         assert self.shared == sum(count > 1 for count in self._references), "shared pages are miscounted"
         assert 0 <= self.reserved <= self.free, f"{self.reserved} pages promised of {self.free} free"
+        beyond = range(self.total, self.most)
+        assert self.beyond == sum(map(self._is_in_use, beyond)), "pages beyond the pool's size are miscounted"
+        assert self._idle_beyond == {page for page in beyond if self.cache.is_idle(page)}, "idle pages are miscounted"
 
 
 class PageTable:
@@ -206,7 +277,7 @@ class PageTable:
 
     def check(self) -> None:
         self.pool.check()
-        references = [0] * self.pool.total
+        references = [0] * self.pool.most
         for row, length in enumerate(self._lengths):
             entries = self.entries[row * self.columns : (row + 1) * self.columns]
             assert all(page == UNUSED for page in entries[length:]), f"row {row} has entries past its end"

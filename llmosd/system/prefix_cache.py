@@ -111,6 +111,17 @@ class PrefixCache:
         if not node.parent.children:
             self._lost_last_child(node.parent)
 
+    def prune(self, node: Node) -> list[int]:
+        """Take an idle page and all that follow it out of the tree: their pages, none if one of them is in use."""
+        branch = [node]
+        for one in branch:
+            branch += one.children
+        if any(one.page not in self._idle for one in branch):
+            return []
+        for one in reversed(branch):
+            self.forget(one)
+        return [one.page for one in branch]
+
     def node_of(self, page: int) -> Node | None:
         return self._by_page.get(page)
 

@@ -66,11 +66,11 @@ class Scheduler:
         self.running: list[Request] = []  # in rank order
         self.preemptions = 0
 
-    def build(self, now: Nanoseconds) -> Draft:
+    def build(self, now: Nanoseconds, admit: bool = True) -> Draft:
         """Decodes first, one token each; what is left of the budget goes to prefill in rank order, then to guesses."""
         draft = Draft(self.limits.token_budget)
         self._plan_decodes(draft, now)
-        self._plan_prefills(draft, now)
+        self._plan_prefills(draft, now, admit)
         if self.speculation is not None and draft.left:
             self._add_guesses(draft, self.speculation)
         return draft
@@ -146,13 +146,21 @@ class Scheduler:
         request.preemptions += 1
         self.preemptions += 1
 
+    def preempt_all(self, reason: str, now: Nanoseconds) -> list[StateChanged]:
+        """None may be in prefill: each preemption is paid for by a token."""
+        assert all(request.state is State.DECODE for request in self.running), "preempted without having gained a token"
+        draft = Draft(0)
+        for request in tuple(self.running):
+            self._preempt(request, reason, draft, now)
+        return draft.moved
+
     # ---- admission and prefill
 
-    def _plan_prefills(self, draft: Draft, now: Nanoseconds) -> None:
+    def _plan_prefills(self, draft: Draft, now: Nanoseconds, admit: bool) -> None:
         """Walk requests in prefill and the head of the queue in rank order while budget is left."""
         prefilling = deque(request for request in self.running if request.state is State.PREFILL)
         while draft.left:
-            head = self.policy.head()
+            head = self.policy.head() if admit else None
             path = self._room_for(head) if head and self._goes_before(head, prefilling) else None
             if head and path is not None:
                 self._admit(head, path, draft, now)

@@ -66,6 +66,10 @@ class SymbolicExecutor:
         self.known: dict[int, Known] = {}
         self.breaks: set[int] = set()
 
+    def shrink(self, pages: int) -> None:
+        """Whatever lies in other pages than the first so many is lost."""
+        self.pages[pages:] = [[EMPTY] * self.page_tokens for _ in self.pages[pages:]]
+
     def execute(self, plan: Plan, meanwhile: Callable[[], None] = nothing) -> StepResult:
         assert 0 < plan.query_tokens <= self.budget
         self._meet(plan)

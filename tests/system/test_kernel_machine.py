@@ -131,6 +131,15 @@ class KernelMachine(RuleBasedStateMachine):
         for _ in range(steps):
             self.world.step(took)
 
+    @rule(pages=st.integers(0, 26))
+    def resize(self, pages: int) -> None:
+        self.world.resize(min(pages, self.world.limits.pages))
+
+    @rule(pages=st.integers(0, 26))
+    def unload_and_load(self, pages: int) -> None:
+        self.world.evacuate()
+        self.world.resize(min(pages, self.world.limits.pages))
+
     @rule(ahead=st.integers(0, 3))
     def break_a_step(self, ahead: int) -> None:
         self.world.executor.breaks.add(self.world.oracle.steps + ahead)

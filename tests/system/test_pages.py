@@ -125,3 +125,59 @@ def test_check_notices_damage(damage: str) -> None:
             table._free_rows.append(row)
     with pytest.raises(AssertionError):
         table.check()
+
+
+def test_a_pool_that_shrinks_gives_back_what_is_free_at_once_and_the_rest_when_its_users_leave() -> None:
+    table = make_table(pages=8)
+    low, high = table.take_row(), table.take_row()
+    table.extend(low, 0, 8)
+    table.extend(high, 0, 12)
+    pool = table.pool
+    pool.resize(3)
+    assert (pool.total, pool.free, pool.used, pool.beyond, pool.extent) == (3, 0, 5, 2, 5)
+    table.check()
+    table.release(high)
+    assert (pool.free, pool.used, pool.beyond, pool.extent) == (1, 2, 0, 3)
+    table.check()
+    pool.resize(8)
+    assert (pool.free, pool.used, pool.extent) == (6, 2, 8)
+    table.check()
+
+
+def test_a_pool_keeps_the_pages_that_are_promised() -> None:
+    pool = make_table(pages=8).pool
+    pool.reserve(5)
+    pool.resize(2)
+    assert (pool.total, pool.available) == (5, 0)
+    pool.check()
+
+
+def test_cached_pages_beyond_a_pools_size_are_forgotten_with_those_that_follow_them() -> None:
+    cache = PrefixCache(4, b"")
+    pool = PagePool(6, cache)
+    first, second, third = (pool.draw() for _ in range(3))
+    parent = cache.root("")
+    for page in (second, third, first):  # the last one, of the lowest number, hangs on those before it
+        parent = cache.insert(parent, bytes(16), page)
+    for page in (first, second, third):
+        pool.drop(page)
+    assert (pool.free, cache.idle) == (6, 3)
+    pool.resize(2)
+    assert (pool.free, cache.idle) == (2, 1)
+    assert pool.extent == 2
+    pool.check()
+
+
+def test_a_cached_page_beyond_stays_while_one_that_follows_it_is_in_use() -> None:
+    cache = PrefixCache(4, b"")
+    pool = PagePool(4, cache)
+    child, parent = pool.draw(), pool.draw()
+    cache.insert(cache.insert(cache.root(""), bytes(16), parent), bytes(16), child)
+    pool.drop(parent)
+    pool.resize(1)
+    assert (pool.free, pool.extent) == (0, 2)
+    pool.check()
+    pool.drop(child)
+    pool.sweep()
+    assert (pool.free, pool.extent) == (1, 1)
+    pool.check()

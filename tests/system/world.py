@@ -126,9 +126,28 @@ class World:
         self.oracle.lives[id].nice = nice
         self.kernel.check()
 
-    def step(self, took: int = 1) -> Plan | None:
+    def resize(self, pages: int) -> None:
+        """As many pages, or as many as the most demanding request needs; what lies beyond is lost."""
+        self.kernel.resize(max(pages, self.kernel.floor))
+        self.executor.shrink(self.kernel.pool.extent)
+        self.kernel.check()
+
+    def evacuate(self) -> None:
+        """Take all memory from the model; it waits without any until it is given some."""
+        while self.kernel.prefilling:
+            self.step(admit=False)
+        self.oracle.follow(self.kernel.evacuate(self.now))
+        assert self.kernel.pool.used == 0
+        self.kernel.resize(0)
+        assert self.kernel.pool.extent == 0
+        self.executor.shrink(0)
+        self.kernel.check()
+
+    def step(self, took: int = 1, admit: bool = True) -> Plan | None:
         """One step; a broken one is executed again, as the engine does."""
-        plan = self.kernel.plan(self.now)
+        if self.kernel.floor > self.kernel.pool.total:
+            self.resize(self.kernel.floor)
+        plan = self.kernel.plan(self.now, admit)
         assert (plan is None) == (not self.oracle.runnable), "work is there but nothing runs"
         if plan is None:
             return None
