@@ -43,7 +43,8 @@ class PrefixCache:
     def __init__(self, page_tokens: int, identity: bytes) -> None:
         """`identity` is what all K and V in the pages depend on beside the tokens, with a secret of this process."""
         self._page_bytes = page_tokens * TOKEN_BYTES
-        self._identity = blake2b(identity, digest_size=32).digest()
+        key = blake2b(identity, digest_size=32).digest()
+        self._keyed = blake2b(key=key, digest_size=KEY_BYTES)
         self._roots: dict[bytes, Node] = {}  # those with children, by key
         self._full: dict[bytes, Node] = {}
         self._by_page: dict[int, Node] = {}
@@ -56,7 +57,7 @@ class PrefixCache:
 
     def root(self, salt: str) -> Node:
         """Parent of all first pages of one salt. Not to be kept: without children it is forgotten."""
-        key = blake2b(salt.encode(), key=self._identity, digest_size=KEY_BYTES).digest()
+        key = self._hash(salt.encode())
         return self._roots.get(key) or Node(None, key, b"", NO_PAGE, 0)
 
     def find(self, parent: Node, tokens: bytes) -> Node | None:
@@ -122,6 +123,10 @@ class PrefixCache:
             self.forget(one)
         return [one.page for one in branch]
 
+    def has(self, node: Node) -> bool:
+        """Whether a node is in the tree still, and with it all those before it."""
+        return self._by_page.get(node.page) is node
+
     def node_of(self, page: int) -> Node | None:
         return self._by_page.get(page)
 
@@ -174,11 +179,16 @@ class PrefixCache:
 
     def _is_true(self, entry: tuple[float, int, Node]) -> bool:
         worth, _, node = entry
-        known = self._by_page.get(node.page) is node and node.page in self._idle
+        known = self.has(node) and node.page in self._idle
         return known and not node.children and worth == node.worth
 
     def _key(self, parent: Node, tokens: bytes) -> bytes:
-        return blake2b(parent.key + tokens, key=self._identity, digest_size=KEY_BYTES).digest()
+        return self._hash(parent.key + tokens)
+
+    def _hash(self, content: bytes) -> bytes:
+        keyed = self._keyed.copy()
+        keyed.update(content)
+        return keyed.digest()
 
     # ---- invariants
 

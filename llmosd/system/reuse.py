@@ -10,13 +10,15 @@ from __future__ import annotations
 from array import array
 
 from llmosd.system.pages import PageTable
-from llmosd.system.prefix_cache import TOKEN_BYTES, Node, PrefixCache, common_tokens
+from llmosd.system.prefix_cache import TOKEN_BYTES, Node, PrefixCache
 from llmosd.system.request import Request, Sequence
 from llmosd.types import PageCopy, State
 
+BorderKey = tuple[Node | None, str, bytes]
+
 
 class PrefixReuse:
-    """Owns no state of its own: the tree is the cache's, a sequence's place in it the sequence's."""
+    """The tree is the cache's, a sequence's place in it the sequence's."""
 
     def __init__(self, table: PageTable, *, remember: bool) -> None:
         self._table = table
@@ -25,6 +27,7 @@ class PrefixReuse:
         self._size = table.page_tokens
         self._remember = remember
         self._worth_copying = max(1, table.page_tokens // 4)  # tokens; fewer are computed as fast
+        self._walked: tuple[Request | None, list[Node]] = None, []  # whose path was asked for last, and the path
         self.hits = 0  # tokens that were not computed
 
     # ---- on admission
@@ -35,7 +38,16 @@ class PrefixReuse:
             return []
         leader = request.live[0]
         end = leader.length - 1 if len(request.live) == 1 else request.prompt_tokens - 1
-        return self._cache.walk(self._cache.root(request.salt), _bytes(leader, 0, end))
+        known, path = self._walked
+        if known is not request:  # else who waits asks in each step: only what has changed is walked
+            path = []
+            self._walked = request, path
+        while path and not self._cache.has(path[-1]):
+            path.pop()
+        place, start = path[-1] if path else self._cache.root(request.salt), len(path) * self._size
+        if start + self._size <= end and self._cache.find(place, _bytes(leader, start, start + self._size)):
+            path += self._cache.walk(place, _bytes(leader, start, end))
+        return list(path)
 
     def idle(self, path: list[Node]) -> int:
         """How many of these pages become unavailable to others when they are adopted."""
@@ -80,13 +92,21 @@ class PrefixReuse:
         self._skip(sequence, common)
         return PageCopy(node.page, target)
 
-    def is_computing(self, other: Sequence, sequence: Sequence) -> bool:
-        """Whether `other`, in prefill as well, computes the page at whose border `sequence` stands, or enough of it."""
-        if other.node is not sequence.node or other.request.salt != sequence.request.salt:
-            return False
-        start = sequence.past
-        theirs = _bytes(other, start, min(start + self._size, other.length))
-        return common_tokens(self._ahead(sequence), theirs) >= self._worth_copying
+    def awaited(self, sequence: Sequence) -> BorderKey | None:
+        """What says of a sequence in prefill that another computes the page it needs next, or enough of it."""
+        return self._border_key(sequence, sequence.past, self._end(sequence)) if self.is_at_border(sequence) else None
+
+    def computed(self, sequence: Sequence) -> BorderKey | None:
+        """The same, of a sequence that computes: the tree's place it goes on from, and the tokens that make a copy."""
+        if not self._remember:
+            return None
+        start = sequence.node.depth + self._size if sequence.node else 0
+        return self._border_key(sequence, start, sequence.length)
+
+    def _border_key(self, sequence: Sequence, start: int, end: int) -> BorderKey | None:
+        if start + self._worth_copying > end:
+            return None
+        return sequence.node, sequence.request.salt, _bytes(sequence, start, start + self._worth_copying)
 
     # ---- what is left behind
 
@@ -150,6 +170,17 @@ class PrefixReuse:
         sequence.request.reused += tokens
         sequence.request.account.reused += tokens
         self.hits += tokens
+
+    # ---- invariants
+
+    def check(self) -> None:
+        request, path = self._walked
+        known = [node for node in path if self._cache.has(node)]
+        assert known == path[: len(known)], "a page is remembered that follows one that is gone"
+        if request is not None and known:
+            tokens = _bytes(request.live[0] if request.live else request.sequences[-1], 0, len(known) * self._size)
+            walk = self._cache.walk(self._cache.root(request.salt), tokens)
+            assert walk == known, "a path is remembered that the tree does not have"
 
 
 def _bytes(sequence: Sequence, start: int, end: int) -> bytes:

@@ -27,7 +27,7 @@ from llmosd.system.pages import PageTable
 from llmosd.system.policy import Policy
 from llmosd.system.prefix_cache import Node
 from llmosd.system.request import NO_ROW, Request, Sequence
-from llmosd.system.reuse import PrefixReuse
+from llmosd.system.reuse import BorderKey, PrefixReuse
 from llmosd.system.speculation import Speculation
 from llmosd.types import Nanoseconds, PageCopy, SequencePlan, SequenceStart, State, StateChanged
 
@@ -42,6 +42,7 @@ class Draft:
     copies: list[PageCopy] = field(default_factory=list)
     started: list[SequenceStart] = field(default_factory=list)
     moved: list[StateChanged] = field(default_factory=list)
+    computed: dict[BorderKey, Request] = field(default_factory=dict)  # whose prompt brings which pages
 
 
 class Scheduler:
@@ -226,6 +227,8 @@ class Scheduler:
         draft.sequences.append(SequencePlan(sequence.id, row, tokens, past, sample))
         draft.fed.append(sequence)
         draft.left -= end - past
+        if sequence.request.state is State.PREFILL and (key := self.reuse.computed(sequence)):
+            draft.computed.setdefault(key, sequence.request)
 
     def _extend(self, sequence: Sequence, end: int) -> list[PageCopy]:
         """Draw the pages up to `end`, from the request's promise first."""
@@ -273,17 +276,11 @@ class Scheduler:
             draft.copies.append(self.reuse.take(sequence, node, common, target))
 
     def _waits_for_prefix(self, sequence: Sequence, draft: Draft) -> bool:
-        """Whether a request that goes before it, or is in this step already, computes what it needs next."""
-        if sequence.request.state is not State.PREFILL or not self.reuse.is_at_border(sequence):
+        """Whether another request computes in this step what it needs next. That one goes before it, or came first."""
+        if sequence.request.state is not State.PREFILL:
             return False
-        rank = self.policy.rank(sequence.request)
-        for request in self.running:
-            if request.state is State.PREFILL and request is not sequence.request:
-                other = request.to_feed()[0]
-                goes_before = other in draft.fed or self.policy.rank(request) < rank
-                if goes_before and self.reuse.is_computing(other, sequence):
-                    return True
-        return False
+        key = self.reuse.awaited(sequence)
+        return key is not None and draft.computed.get(key, sequence.request) is not sequence.request
 
     # ---- accounts
 
@@ -330,6 +327,7 @@ class Scheduler:
         """Between steps only."""
         self.policy.check()
         self.table.check()
+        self.reuse.check()
         ranks = [self.policy.rank(request) for request in self.running]
         assert ranks == sorted(ranks), "the running set is out of order"
         assert self.pool.reserved == sum(request.reserved for request in self.running), "promises do not add up"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llmosd.errors import ContextTooLong
 from llmosd.system.prefix_cache import PrefixCache, common_tokens
-from llmosd.types import Plan
+from llmosd.types import Plan, State
 from tests.system.symbolic import expected_tokens
 from tests.system.world import World, make_limits
 
@@ -111,6 +111,35 @@ def test_all_at_once_the_others_wait_for_the_first_and_copy_what_a_page_has_in_c
     assert fed(plan) == [(0, 12, 1), (1, 10, 2), (2, 10, 2), (3, 10, 2)]
     assert len(plan.copies) == 3
     assert computed(world) == 12 + 3 * 2
+    world.drain()
+
+
+def test_nobody_waits_for_one_who_stands_still() -> None:
+    world = World(make_limits(token_budget=8), prefixes=True)
+    for _ in range(2):
+        world.submit([1] * 12, 1)
+    assert fed(world.step()) == [(0, 0, 8)]
+    assert fed(world.step()) == [(0, 8, 4)], "the second waits for the page that the first computes"
+    world.drain()
+    first, _ = world.submit([2] * 12, 1), world.submit([2] * 12, 1)
+    assert fed(world.step()) == [(2, 0, 8)]
+    world.suspend(first)
+    assert fed(world.step()) == [(3, 8, 4)]
+    world.drain()
+
+
+def test_who_waits_in_the_queue_finds_what_is_there_when_admitted() -> None:
+    """Asked in each step, while pages of its beginning come and go."""
+    world = World(make_limits(slots=3, pages=12, token_budget=64, context=48), prefixes=True)
+    beginning = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
+    world.submit(beginning, 1)
+    world.drain()
+    running = [world.submit([place] * 8, 14) for place in range(2)]
+    world.step()
+    waiting = world.submit([*beginning, *[7] * 16], 4)
+    while world.state(waiting) is State.QUEUED:
+        world.step()
+    assert all(world.state(one) is State.FINISHED for one in running)
     world.drain()
 
 
