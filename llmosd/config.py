@@ -20,7 +20,7 @@ from platformdirs import user_data_dir
 
 from llmosd import quota_config
 from llmosd.errors import ConfigError
-from llmosd.types import UNLIMITED, KvChoice, Quotas, WeightFormat
+from llmosd.types import UNLIMITED, EvictionMode, KvChoice, Quotas, WeightFormat
 
 PREFIX = "LLMOS_"
 FILE = "config.toml"
@@ -92,6 +92,11 @@ class Config:
     )
     swap: Bytes = _option(
         Bytes(4 << 30), "disk that extends the KV pool, in bytes or as 2GiB, and at most what is free; 0 for none"
+    )
+    eviction: EvictionMode = _option(
+        "auto",
+        "how a request whose pages went to others gets them back: computed, read from swap, or the cheaper of the two",
+        choices=("auto", "recompute", "swap"),
     )
     swap_directory: Path | None = _option(None, "where the swap file lies; without it in the data directory")
     context: int = _option(0, "tokens a sequence may have; 0 is what the model was trained for", range_=COUNT)
@@ -212,6 +217,7 @@ _TYPES: dict[str, type] = {
     "str | None": str,
     "WeightFormat": str,
     "KvChoice": str,
+    "EvictionMode": str,
     "int": int,
     "Bytes": Bytes,
     "bool": bool,

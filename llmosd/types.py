@@ -22,6 +22,8 @@ KvFormat = Literal["float16", "float32", "int8"]
 """What a page keeps of K and V. int8 has one float32 scale for each token and KV head."""
 
 KvChoice = KvFormat | Literal["auto"]
+EvictionMode = Literal["auto", "recompute", "swap"]
+"""How requests that gave their pages up get them back: whatever is cheaper, or always the same way (if it can be)."""
 
 NICE_MIN, NICE_MAX = -20, 19
 
@@ -319,6 +321,7 @@ class RequestView:
     reused_tokens: int = 0  # found in the prefix cache, on every admission
     page_ns: int = 0  # integral of the pages it held over time, page·nanoseconds
     waits_for: str = ""  # what keeps it from running, in words, where that is not its place in the queue
+    swapped_pages: int = 0  # in the swap space or on the way there or back
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,8 +347,8 @@ class StateChanged:
 
     @property
     def is_preemption(self) -> bool:
-        """A resumed request waits in the same state, and nobody took anything from it."""
-        return self.new is State.PREEMPTED and self.old is not State.SUSPENDED
+        """Whether it lost its pages; one that is resumed, or whose swapped pages are lost, did so before."""
+        return self.new in (State.PREEMPTED, State.SWAPPED) and self.old in (State.PREFILL, State.DECODE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,7 +376,47 @@ class Ended:
     interrupted: bool = False
 
 
-Event = Accepted | StateChanged | Output | Ended
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """A request gave its pages up, to others or because it was suspended: what its way back was expected to cost."""
+
+    id: RequestId
+    way: Literal["recompute", "swap"]
+    pages: int
+    tokens: int  # whose K and V they hold
+    recompute_s: float
+    swap_s: float | None  # None where the swap space had no room
+    now: Nanoseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """An evicted request is where it was: what the way it took has cost, beside what was expected of it.
+
+    `took_s` is work on transfers and the recomputed tokens' share of their steps.
+    """
+
+    id: RequestId
+    way: Literal["recompute", "swap"]
+    expected_s: float
+    took_s: float
+    recomputed_tokens: int
+    now: Nanoseconds
+    error: str | None = None  # of a transfer: what was lost has been computed again
+
+
+@dataclass(frozen=True, slots=True)
+class SwapFailed:
+    """Pages of a request could not be written or read back; it computes again what was in them."""
+
+    id: RequestId
+    inward: bool
+    pages: int
+    error: str  # the first
+    now: Nanoseconds
+
+
+Event = Accepted | StateChanged | Output | Ended | Evicted | Restored | SwapFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,3 +482,10 @@ class KernelStats:
     reused_tokens: int = 0  # found in the prefix cache instead of computed
     parked: int = 0  # of the waiting, those that wait for their user's quota
     users: tuple[UserUsage, ...] = ()  # with `requests` only
+    swap_slots: int = 0  # pages that the swap space has room for
+    swap_slots_used: int = 0
+    swap_outs: int = 0  # pages written, failures included
+    swap_ins: int = 0  # pages read, failures included
+    swap_failures: int = 0  # of these
+    swapped: int = 0  # times that a request's pages were swapped out
+    recomputed_tokens: int = 0  # that evicted requests had computed before

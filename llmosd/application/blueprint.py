@@ -56,7 +56,13 @@ class Blueprint:
         speculation = Speculation() if config.speculation else None
         prefixes = self._prefixes() if config.prefix_cache else None
         kernel = Kernel(
-            limits, POLICIES[config.policy](), speculation, prefixes, quotas=config.quotas, model=self.model.id
+            limits,
+            POLICIES[config.policy](),
+            speculation,
+            prefixes,
+            self.model.id,
+            quotas=config.quotas,
+            eviction=config.eviction,
         )
         tokenizer = self.model.load_tokenizer()
         return Kernels(kernel), OnnxExecutor(model, tokenizer, kernel.page_table, kernel.columns)

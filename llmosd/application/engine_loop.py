@@ -39,6 +39,7 @@ from llmosd.types import (
     SequenceResult,
     StepResult,
     StepStats,
+    TransferDone,
 )
 
 STOPPED = "the engine was stopped before the request had ended"
@@ -208,7 +209,7 @@ class Loop:
             commit_ns=self._clock() - executed,
         )
         self._release()  # in case the step failed before it computed
-        self._held = self._batch((), events, stats)
+        self._held = self._batch((), events, stats if plan.sequences else None)
         if self._kernel.idle:
             self._release()
 
@@ -225,11 +226,11 @@ class Loop:
 
     def _execute_apart(self, plan: Plan) -> StepResult:
         """Page copies first and once: a sequence that ran may have written to a page that is a copy's source."""
+        results, transfers, run_ns = list[SequenceResult](), tuple[TransferDone, ...](), 0
         try:
-            self._executor.execute(replace(plan, sequences=()))
+            transfers += self._executor.execute(replace(plan, sequences=())).transfers
         except StepError as error:
             return _failed(plan, error.message)
-        results, run_ns = list[SequenceResult](), 0
         for part in plan.sequences:
             try:
                 result = self._executor.execute(Plan(plan.step, (part,), model=plan.model))
@@ -237,8 +238,9 @@ class Loop:
                 results.append(SequenceResult(part.sequence, error=error.message))
             else:
                 results += result.sequences
+                transfers += result.transfers
                 run_ns += result.run_ns
-        return StepResult(plan.step, tuple(results), run_ns)
+        return StepResult(plan.step, tuple(results), run_ns, transfers=transfers)
 
     # ---- ends
 

@@ -12,7 +12,10 @@ from dataclasses import replace
 from llmosd.errors import InvalidRequest, NotFound, QueueFull
 from llmosd.system.accounts import Accounts
 from llmosd.system.admission import resolve_max_tokens, validate, validate_nice
+from llmosd.system.costs import Costs
+from llmosd.system.eviction import Eviction
 from llmosd.system.limits import Limits
+from llmosd.system.pager import Pager
 from llmosd.system.pages import PagePool, PageTable
 from llmosd.system.policy import Policy
 from llmosd.system.prefix_cache import PrefixCache
@@ -22,6 +25,7 @@ from llmosd.system.reuse import PrefixReuse
 from llmosd.system.scheduler import Scheduler
 from llmosd.system.snapshot import Snapshot, revive, take, validate_snapshot
 from llmosd.system.speculation import Speculation
+from llmosd.system.swapping import Swapping
 from llmosd.system.turns import Urgency
 from llmosd.types import (
     ENDED,
@@ -29,6 +33,7 @@ from llmosd.types import (
     Accepted,
     Ended,
     Event,
+    EvictionMode,
     KernelStats,
     Nanoseconds,
     Output,
@@ -59,8 +64,13 @@ class Kernel:
         prefixes: bytes | None = None,
         model: str = "",
         quotas: Quotas = UNLIMITED,
+        eviction: EvictionMode = "auto",
+        costs: Costs | None = None,
     ) -> None:
-        """`prefixes` turns the prefix cache on: what K and V depend on beside the tokens, and a secret."""
+        """`prefixes` turns the prefix cache on: what K and V depend on beside the tokens, and a secret.
+
+        `eviction` and `costs` say which way requests without pages come back, where there is swap space.
+        """
         self.model = model
         self.limits = limits
         self._accounts = Accounts(quotas, limits.pages)
@@ -69,7 +79,12 @@ class Kernel:
         self._table = PageTable(pool, limits.slots, limits.columns, limits.page_tokens)
         self._reuse = PrefixReuse(self._table, remember=prefixes is not None)
         self._speculation = speculation
-        self._scheduler = Scheduler(limits, self.policy, self._table, self._reuse, self._accounts, speculation)
+        self._pager = Pager(limits.swap_slots, self._table)
+        self._eviction = Eviction(eviction, costs or Costs(), self._table, self._pager.space)
+        swapping = Swapping(limits, self._table, self._reuse, self._pager, self._eviction)
+        self._scheduler = Scheduler(
+            limits, self.policy, self._table, self._reuse, self._accounts, speculation, swapping
+        )
         self._requests: dict[RequestId, Request] = {}  # live ones only
         self._sequences: dict[SequenceId, Sequence] = {}  # of live requests
         self._in_flight: Plan | None = None
@@ -160,13 +175,12 @@ class Kernel:
     def suspend(self, id: RequestId, now: Nanoseconds) -> tuple[RequestView, list[Event]]:
         """Let a request neither run nor wait until it is resumed, as SIGSTOP does; a suspended one stays so.
 
-        Its pages are idle: the prefix cache keeps them until others need them. Raises NotFound.
+        Its pages are idle: the prefix cache keeps them until others need them. Where that is cheaper than to compute
+        them again they are swapped out first. Raises NotFound.
         """
         self._advance(now)
-        request, events = self._find(id), list[Event]()
-        if request.state is not State.SUSPENDED:
-            self._scheduler.withdraw(request)
-            self._move(request, State.SUSPENDED, "a person", events)
+        request = self._find(id)
+        events = self._scheduler.suspend(request, now) if request.state is not State.SUSPENDED else []
         return self._view(request), events
 
     def resume(self, id: RequestId, now: Nanoseconds) -> tuple[RequestView, list[Event]]:
@@ -175,10 +189,8 @@ class Kernel:
         Raises NotFound.
         """
         self._advance(now)
-        request, events = self._find(id), list[Event]()
-        if request.state is State.SUSPENDED:
-            self._move(request, State.PREEMPTED if request.has_run else State.QUEUED, "a person", events)
-            self.policy.add(request)
+        request = self._find(id)
+        events = self._scheduler.resume(request, now) if request.state is State.SUSPENDED else []
         return self._view(request), events
 
     def snapshot(self, id: RequestId, now: Nanoseconds) -> Snapshot:
@@ -209,35 +221,47 @@ class Kernel:
         self._table.pool.resize(pages)
 
     @property
-    def prefilling(self) -> int:
-        return sum(request.state is State.PREFILL for request in self._scheduler.running)
+    def promised(self) -> int:
+        """Running requests that have not gained a token since they were admitted."""
+        return sum(not request.gained for request in self._scheduler.running)
+
+    @property
+    def transferring(self) -> bool:
+        """Whether pages are on their way to or from the swap space, or about to be."""
+        return not self._pager.idle
 
     def evacuate(self, now: Nanoseconds) -> list[Event]:
-        """Preempt all that runs, so that no request holds a page; nothing may be in prefill."""
+        """Preempt all that runs, so that no request holds a page; none may be `promised` its next token.
+
+        Pages on their way out are still in use until nothing is `transferring`.
+        """
         self._advance(now)
         return list(self._scheduler.preempt_all("unload", now))
 
     # ---- plan → execute → commit
 
     def plan(self, now: Nanoseconds, admit: bool = True) -> Plan | None:
-        """The next step, None when nothing can run. To be committed before anything is planned or stopped.
+        """The next step, None when nothing is to be done. To be committed before anything is planned or stopped.
 
         Without `admit` nothing that waits is taken up: whoever wants the model's memory waits for what runs to end.
-        Sequences that have ended are named in the next plan there is.
+        Sequences that have ended are named in the next plan there is. A plan without sequences waits for transfers.
         """
         self._advance(now)
-        if self.idle or not (admit or self._scheduler.running):
+        if self.idle or not (admit or self._scheduler.running or self.transferring):
             return None
         draft = self._scheduler.build(now, admit)
-        assert draft.sequences, "requests wait or run but none can be fed"
-        self._events += draft.moved
+        assert draft.sequences or self.transferring, "requests wait or run but none can be fed"
+        self._events += draft.events
+        page_outs, page_ins = self._pager.take()
         plan = Plan(
             self._steps,
             tuple(draft.sequences),
             tuple(draft.copies),
             tuple(draft.started),
-            ended=tuple(self._gone),
-            model=self.model,
+            tuple(self._gone),
+            page_outs,
+            page_ins,
+            self.model,
         )
         self._in_flight = plan
         self._steps += 1
@@ -252,24 +276,31 @@ class Kernel:
         if plan is not self._in_flight:
             raise ValueError(f"step {plan.step} is not the step in flight")
         _validate_result(plan, result)
+        if not all(self._pager.knows(done) for done in result.transfers):
+            raise ValueError(f"step {plan.step} reports a transfer that is not under way")
         self._in_flight = None
         self._advance(now)
         self._table.pool.unhold()
         if self._speculation is not None:
             self._speculation.observe(plan, result)
+        self._eviction.observe(plan, result)
         events, self._events = self._events, []
         for part, outcome in zip(plan.sequences, result.sequences, strict=True):
             sequence = self._sequences.get(part.sequence)
             if sequence is not None:  # else its request has just failed by an error of a sibling
+                self._eviction.fed(sequence, part, plan, result)
                 self._take(sequence, part, outcome, events)
+        for done in result.transfers:
+            if image := self._pager.report(done):
+                events += self._scheduler.settle_swap(self._requests[image.owner], now)
         return events
 
     # ---- inspection
 
     @property
     def idle(self) -> bool:
-        """Whether no request waits or runs; suspended ones may be there."""
-        return not self._scheduler.running and not len(self.policy)
+        """Whether no request waits or runs and no page is on its way; suspended requests may be there."""
+        return not self._scheduler.running and not len(self.policy) and not self.transferring
 
     def __contains__(self, id: RequestId) -> bool:
         """Whether it is a live request."""
@@ -277,7 +308,7 @@ class Kernel:
 
     @property
     def urgency(self) -> Urgency | None:
-        """The rank, but for its arrival, of whatever goes first of what runs or waits."""
+        """The rank, but for its arrival, of whatever goes first of what runs or waits; None for pages on their way."""
         firsts = [*self._scheduler.running[:1], self.policy.head()]
         return min((self.policy.rank(request)[:-1] for request in firsts if request), default=None)
 
@@ -301,7 +332,7 @@ class Kernel:
             running=len(running),
             waiting=len(self.policy),
             suspended=len(self._requests) - len(running) - len(self.policy),
-            prefilling=self.prefilling,
+            prefilling=sum(request.state is State.PREFILL for request in running),
             pages_total=pool.total,
             pages_used=pool.used,
             pages_shared=pool.shared,
@@ -318,6 +349,13 @@ class Kernel:
             policy=self.policy.name,
             pages_cached=pool.cache.idle,
             reused_tokens=self._reuse.hits,
+            swap_slots=self._pager.space.total,
+            swap_slots_used=self._pager.space.used,
+            swap_outs=self._pager.outs,
+            swap_ins=self._pager.ins,
+            swap_failures=self._pager.failures,
+            swapped=self._eviction.swapped,
+            recomputed_tokens=self._eviction.recomputed,
             requests=tuple(self.views()) if requests else (),
             parked=self.policy.parked,
             users=self._accounts.usage() if requests else (),
@@ -332,6 +370,7 @@ class Kernel:
         assert waiting == len(self.policy), "queue and states differ"
         suspended = sum(request.state is State.SUSPENDED for request in self._requests.values())
         assert waiting + suspended + len(self._scheduler.running) == len(self._requests), "a live request is nowhere"
+        self._pager.check([request.image for request in self._requests.values() if request.image])
         assert self._accepted == len(self._requests) + sum(self._ended.values()), "requests were lost"
         sequences = {sequence.id for request in self._requests.values() for sequence in request.sequences}
         assert sequences == self._sequences.keys(), "sequences and requests differ"
@@ -359,14 +398,16 @@ class Kernel:
             request.error = outcome.error
             self._end(request, State.FAILED, outcome.error, events)
             return
-        if not sequence.gained:
+        if not sequence.gained and request.state is State.PREFILL:
             self._prompt_tokens += len(part.tokens)
             request.account.prefilled += len(part.tokens)
         sequence.past += len(part.tokens) - part.drafts + max(0, len(outcome.tokens) - 1)  # K and V of right guesses
         self._grow(sequence, outcome, events)
-        if request.state is State.PREFILL and all(s.gained for s in request.live):
+        if (request.state is State.PREFILL or request.reserved) and request.gained:
             self._scheduler.release_promise(request)
-            self._move(request, State.DECODE, "", events)
+            if request.state is State.PREFILL:
+                self._move(request, State.DECODE, "", events)
+                events += self._eviction.restored(request, self._now)
         if not request.live:
             self._end(request, State.FINISHED, "", events)
 

@@ -13,8 +13,19 @@ from llmosd.system.accounts import by_user
 from llmosd.system.kernel import Kernel
 from llmosd.system.snapshot import Snapshot
 from llmosd.system.turns import Turns
-from llmosd.types import Event, KernelStats, Nanoseconds, Plan, RequestId, RequestSpec, RequestView, StepResult
+from llmosd.types import (
+    NICE_MAX,
+    Event,
+    KernelStats,
+    Nanoseconds,
+    Plan,
+    RequestId,
+    RequestSpec,
+    RequestView,
+    StepResult,
+)
 
+_LAST = (NICE_MAX + 1,)  # of whoever has but pages on their way
 _ADDED_UP = [item.name for item in fields(KernelStats) if item.type == "int" and item.name != "page_tokens"]
 
 
@@ -72,7 +83,11 @@ class Kernels:
         """The next step, of the model whose turn it is."""
         if self.idle:
             return None
-        busy = [(kernel.urgency or (), kernel.model) for kernel in self._kernels.values() if not kernel.idle]
+        busy = [
+            (_LAST if kernel.urgency is None else kernel.urgency, kernel.model)
+            for kernel in self._kernels.values()
+            if not kernel.idle
+        ]
         plan = self._kernels[self._turns.next(busy)].plan(now)
         self._in_flight = (plan, now) if plan else None
         return plan

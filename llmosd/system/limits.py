@@ -13,7 +13,7 @@ class Limits:
 
     `slots` sequences run at most; a step feeds at most `token_budget` tokens; `queue_limit` requests wait at most, not
     counting those that the free slots are for; one sequence holds at most `context` tokens; the pool has `pages` pages
-    of `page_tokens` tokens each.
+    of `page_tokens` tokens each, the swap space has `swap_slots` slots of one page each.
     """
 
     slots: int
@@ -22,11 +22,14 @@ class Limits:
     context: int
     page_tokens: int
     pages: int
+    swap_slots: int = 0
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            if getattr(self, item.name) < 1:
-                raise ConfigError(f"{item.name} must be at least 1, not {getattr(self, item.name)}", param=item.name)
+            least = 0 if item.name == "swap_slots" else 1
+            if getattr(self, item.name) < least:
+                given = getattr(self, item.name)
+                raise ConfigError(f"{item.name} must be at least {least}, not {given}", param=item.name)
         if self.token_budget < self.slots:
             raise ConfigError(
                 f"token_budget ({self.token_budget}) must be at least slots ({self.slots}): "

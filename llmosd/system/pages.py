@@ -2,7 +2,8 @@
 
 Only page numbers live here; the tensors belong to the runtime. A page may be referred to by several rows, after a fork
 or for a prefix they have in common; it is copied when one of them is about to write into it (copy-on-write). When none
-refers to it, it is idle if the prefix cache knows what it holds, and free otherwise.
+refers to it, it is idle if the prefix cache knows what it holds, and free otherwise. A pinned page is neither, whoever
+refers to it: a copy or a transfer uses it.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ class PagePool:
         self.cache = cache
         self.reserved = 0
         self.shared = 0  # pages with more than one reference
+        self.leaving = 0  # pages with pins and no reference: free as soon as the pins go
         self._references = array("i", bytes(4 * pages))
-        self._held: set[int] = set()
+        self._pins: dict[int, int] = {}
+        self._copied: list[int] = []  # pinned for the step in the making
         self._free = list(range(pages - 1, -1, -1))
         self._idle_beyond: set[int] = set()  # to be taken out of the cache, with what follows them there
 
@@ -50,6 +53,11 @@ class PagePool:
     def available(self) -> int:
         """Free and promised to nobody."""
         return self.free - self.reserved
+
+    @property
+    def pinned(self) -> int:
+        """Pins, several of a page counted each."""
+        return sum(self._pins.values())
 
     def references(self, page: int) -> int:
         return self._references[page]
@@ -75,8 +83,8 @@ class PagePool:
 
     def share(self, page: int) -> None:
         """One reference more, to a page in use or idle."""
-        if self._references[page] == 0 and page not in self._held:
-            self._revive(page)
+        if self._references[page] == 0:
+            self._return(page)
         self._references[page] += 1
         self.shared += self._references[page] == 2
 
@@ -84,21 +92,43 @@ class PagePool:
         """Give up one reference; with the last one the page is idle or free."""
         left = self._references[page] = self._references[page] - 1
         self.shared -= left == 1
-        if left == 0 and page not in self._held:
+        if left == 0 and page in self._pins:
+            self.leaving += 1
+        elif left == 0:
             self._rest(page)
 
+    def pin(self, page: int) -> None:
+        """Keep a page, in use or idle, from being drawn until as many `unpin`."""
+        if self._references[page] == 0:
+            self._return(page)
+            self.leaving += 1
+        self._pins[page] = self._pins.get(page, 0) + 1
+
+    def unpin(self, page: int) -> None:
+        left = self._pins[page] = self._pins[page] - 1
+        if left == 0:
+            del self._pins[page]
+            if self._references[page] == 0:
+                self.leaving -= 1
+                self._rest(page)
+
     def hold(self, page: int) -> None:
-        """Keep a page of the cache from being drawn until `unhold`: the step in the making copies from it."""
-        if self._references[page] == 0 and page not in self._held:
-            self._revive(page)
-        self._held.add(page)
+        """Pin a page until `unhold`: the step in the making copies from it."""
+        self.pin(page)
+        self._copied.append(page)
 
     def unhold(self) -> None:
         """The copies are made."""
-        held, self._held = self._held, set()
-        for page in held:
-            if self._references[page] == 0:
-                self._rest(page)
+        copied, self._copied = self._copied, []
+        for page in copied:
+            self.unpin(page)
+
+    def _return(self, page: int) -> None:
+        """A page without reference is to have one, or a pin: it is idle or has pins."""
+        if page in self._pins:
+            self.leaving -= 1
+        else:
+            self._revive(page)
 
     def _revive(self, page: int) -> None:
         self.cache.revive(page)
@@ -154,7 +184,7 @@ class PagePool:
                         self._free.append(gone)
 
     def _is_in_use(self, page: int) -> bool:
-        return self._references[page] > 0 or page in self._held
+        return self._references[page] > 0 or page in self._pins
 
     def _is_free(self, page: int) -> bool:
         return not self._is_in_use(page) and not self.cache.is_idle(page)
@@ -163,13 +193,15 @@ class PagePool:
         self.cache.check()
         free = set(self._free)
         assert len(free) == len(self._free), "a page is in the free list twice"
-        for page, count in enumerate(self._references):
-            unused = count == 0 and page not in self._held
+        for page in range(self.most):
+            unused = not self._is_in_use(page)
             known = page in free or self.cache.is_idle(page)
             assert unused == known or (unused and page >= self.total), "free is not unused"
             assert not (page in free and page >= self.total), "a page beyond the pool's size is free"
             assert not (page in free and self.cache.node_of(page)), "a free page is still in the cache"
         assert all(count >= 0 for count in self._references), "a page was dropped too often"
+        leaving = sum(self._references[page] == 0 for page in self._pins)
+        assert self.leaving == leaving, "pages that leave are miscounted"
         assert self.shared == sum(count > 1 for count in self._references), "shared pages are miscounted"
         assert 0 <= self.reserved <= self.free, f"{self.reserved} pages promised of {self.free} free"
         beyond = range(self.total, self.most)
@@ -222,11 +254,19 @@ class PageTable:
     def extend(self, row: int, past: int, end: int) -> list[PageCopy]:
         """Make positions past … end−1 of `row` writable: copy a shared last page, draw the missing ones."""
         copies = [self._unshare(row)] if self._must_copy(row, past) else []
-        first = row * self.columns
-        for column in range(self._lengths[row], -(-end // self.page_tokens)):
-            self.entries[first + column] = self.pool.draw()
-            self._lengths[row] += 1
+        for _ in range(self._lengths[row], -(-end // self.page_tokens)):
+            self.draw(row)
         return copies
+
+    def contents(self, row: int) -> array[int]:
+        """The pages of a row, in order."""
+        return self.entries[row * self.columns : row * self.columns + self._lengths[row]]
+
+    def draw(self, row: int) -> int:
+        """Let `row` go on with a free page; its number."""
+        page = self.entries[row * self.columns + self._lengths[row]] = self.pool.draw()
+        self._lengths[row] += 1
+        return page
 
     def adopt(self, row: int, page: int) -> None:
         """Let `row` go on with a page that holds what it would compute."""
@@ -255,11 +295,16 @@ class PageTable:
 
     def release(self, row: int) -> None:
         """Give back the row and its references."""
-        for entry in range(row * self.columns, row * self.columns + self._lengths[row]):
+        self.cut(row, 0)
+        self._free_rows.append(row)
+
+    def cut(self, row: int, pages: int) -> None:
+        """Give back all references of a row but those to its first `pages` pages."""
+        first = row * self.columns
+        for entry in range(first + pages, first + self._lengths[row]):
             self.pool.drop(self.entries[entry])
             self.entries[entry] = UNUSED
-        self._lengths[row] = 0
-        self._free_rows.append(row)
+        self._lengths[row] = pages
 
     def _must_copy(self, row: int, past: int) -> bool:
         if not self.pool.shared:  # nearly always: asked for each sequence of each step

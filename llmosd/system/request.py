@@ -8,6 +8,7 @@ from llmosd.system.accounts import Account, PageMeter
 from llmosd.system.limits import Limits
 from llmosd.system.lookup import Lookup
 from llmosd.system.prefix_cache import Node
+from llmosd.system.swap import Image
 from llmosd.types import (
     ENDED,
     FinishReason,
@@ -28,13 +29,13 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     _S.PREFILL: _ANYWHERE | {_S.DECODE, _S.PREEMPTED, _S.SWAPPED},
     _S.DECODE: _ANYWHERE | {_S.FINISHED, _S.PREEMPTED, _S.SWAPPED},
     _S.PREEMPTED: _ANYWHERE | {_S.PREFILL},
-    _S.SWAPPED: _ANYWHERE | {_S.PREFILL, _S.DECODE},
+    _S.SWAPPED: _ANYWHERE | {_S.PREFILL, _S.DECODE, _S.PREEMPTED},
     _S.SUSPENDED: (_ANYWHERE - {_S.SUSPENDED}) | {_S.QUEUED, _S.PREEMPTED, _S.SWAPPED, _S.PREFILL, _S.DECODE},
     _S.FINISHED: frozenset(),
     _S.CANCELLED: frozenset(),
     _S.FAILED: frozenset(),
 }
-WAITING = frozenset({_S.QUEUED, _S.PREEMPTED})
+WAITING = frozenset({_S.QUEUED, _S.PREEMPTED, _S.SWAPPED})
 NO_ROW = -1
 
 
@@ -104,8 +105,10 @@ class Request:
         self.sequences = [Sequence(first_id + choice, self, choice) for choice in range(spec.sampling.n)]
         self.live = list(self.sequences)
         self.forked = False
-        self.reserved = 0  # pages promised and not drawn yet; only while in prefill
+        self.reserved = 0  # pages promised and not drawn yet; only until each sequence has gained a token
         self.held = PageMeter()
+        self.image: Image | None = None  # what is swapped out
+        self.returning = False  # swapped, and its pages are being read back
         self.reused = 0  # tokens found in the prefix cache, on every admission
         self.preemptions = 0
         self.first_token: Nanoseconds | None = None
@@ -140,7 +143,12 @@ class Request:
 
     @property
     def waiting(self) -> bool:
-        return self.state in WAITING
+        return self.state in WAITING and not self.returning
+
+    @property
+    def gained(self) -> bool:
+        """Whether each live sequence has a token more than on admission; until then its pages are promised to it."""
+        return all(sequence.gained for sequence in self.live)
 
     def begin_suspended(self, times: TimeSplit) -> None:
         """Instead of queued: it has spent these times in another kernel, and whatever else has passed since."""
@@ -208,6 +216,7 @@ class Request:
             reused_tokens=self.reused,
             page_ns=self.held.total(now),
             waits_for=waits_for,
+            swapped_pages=len(self.image.distinct) if self.image else 0,
             error=self.error,
             label=self.spec.label,
         )

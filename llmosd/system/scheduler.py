@@ -1,19 +1,24 @@
 """Who runs in the next step: admission, preemption, and one token budget for decodes and prefill chunks alike.
 
 Every request is in one of two phases while it runs. In *prefill* it holds a promise of all the pages it needs to reach
-its next token, made on admission and drawn chunk by chunk. In *decode* every live sequence of it has sampled a token
-since admission; pages are drawn as it grows and, when none is left, taken from the lowest-ranked request in decode
-below it (the victim), which frees all its pages, goes back to its place in the queue and computes them again later.
+its next token, made on admission and drawn chunk by chunk. In *decode* pages are drawn as it grows and, when none is
+left, taken from a request in decode below it that has sampled a token since admission (the victim): it gives all its
+pages up, goes back to its place in the queue, and computes them again later or has them swapped out and in.
+
+A request whose pages are read back holds its rows, those pages and its promise, and is not fed. Pages on their way out
+are free when that is done; whoever needs them sits out until then, and nobody below it takes pages in the meantime.
 
 No request is lost for want of pages, and the number of steps is bounded:
 
-1. A request in prefill never waits for a page, and the budget leaves it a token: decodes take one token for each slot
-   they hold, it holds a slot itself, and budget ≥ slots. So prefill always ends.
-2. If none is in prefill, the top-ranked running request advances: all others are its possible victims, and alone it
-   fits the pool, for `submit` refuses what would not. It is never a victim itself, ranking below nobody.
-3. If none runs, the head of the queue is admitted: alone it fits.
-4. A victim was in decode, so each preemption is paid for by a token gained since admission: there are at most
-   n·max_tokens of them for one request, and each costs a bounded recomputation.
+1. Transfers end, whether they succeed or not, and a step that feeds nothing waits for one of them.
+2. A request that holds a promise never waits for a page, and the budget leaves it a token: decodes take one token for
+   each slot they hold, it holds a slot itself, and budget ≥ slots. So each of them gains its token.
+3. If none holds a promise and no page is on its way, the top-ranked running request advances: all others are its
+   possible victims, and alone it fits the pool, for `submit` refuses what would not. It is never a victim itself,
+   ranking below nobody.
+4. If none runs, the head of the queue is admitted as soon as its own pages are out: alone it fits.
+5. Each preemption is paid for by a token gained since admission: there are at most n·max_tokens of them for one
+   request, and each costs a bounded recomputation, or one transfer of each page out and one in.
 """
 
 from __future__ import annotations
@@ -29,7 +34,8 @@ from llmosd.system.prefix_cache import Node
 from llmosd.system.request import NO_ROW, Request, Sequence
 from llmosd.system.reuse import BorderKey, PrefixReuse
 from llmosd.system.speculation import Speculation
-from llmosd.types import Nanoseconds, PageCopy, SequencePlan, SequenceStart, State, StateChanged
+from llmosd.system.swapping import Swapping
+from llmosd.types import Event, Nanoseconds, PageCopy, SequencePlan, SequenceStart, State, StateChanged
 
 
 @dataclass(slots=True)
@@ -41,8 +47,9 @@ class Draft:
     fed: list[Sequence] = field(default_factory=list)  # whose they are
     copies: list[PageCopy] = field(default_factory=list)
     started: list[SequenceStart] = field(default_factory=list)
-    moved: list[StateChanged] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     computed: dict[BorderKey, Request] = field(default_factory=dict)  # whose prompt brings which pages
+    awaited: int = 0  # pages that requests wait for, and that others may not take
 
 
 class Scheduler:
@@ -56,6 +63,7 @@ class Scheduler:
         reuse: PrefixReuse,
         accounts: Accounts,
         speculation: Speculation | None,
+        swapping: Swapping,
     ) -> None:
         self.limits = limits
         self.policy = policy
@@ -64,6 +72,7 @@ class Scheduler:
         self.pool = table.pool
         self.reuse = reuse
         self.accounts = accounts
+        self.swapping = swapping
         self.running: list[Request] = []  # in rank order
         self.preemptions = 0
 
@@ -83,6 +92,29 @@ class Scheduler:
         elif request.state is not State.SUSPENDED:
             self.running.remove(request)
             self._vacate(request)
+        self.swapping.forget(request)
+
+    def suspend(self, request: Request, now: Nanoseconds) -> list[Event]:
+        """Take a request out of the queue or the running set; what it has stays in pages or the swap space."""
+        events = list[Event]()
+        if request.waiting:
+            self.policy.remove(request)
+        else:
+            self.running.remove(request)
+            if request.pages and not request.returning:
+                events.append(self.swapping.evict(request, now))
+            request.returning = False
+            self._vacate(request)
+        self._move(request, State.SUSPENDED, "a person", events, now)
+        return events
+
+    def resume(self, request: Request, now: Nanoseconds) -> list[Event]:
+        """Give a suspended request its place in the queue again."""
+        events = list[Event]()
+        state = State.SWAPPED if request.image else State.PREEMPTED if request.has_run else State.QUEUED
+        self._move(request, state, "a person", events, now)
+        self.policy.add(request)
+        return events
 
     def renice(self, request: Request, nice: int) -> None:
         """Change the nice value and with it the place, in the queue or among the running."""
@@ -109,6 +141,15 @@ class Scheduler:
         """Every live sequence has its next token: what is left of the promise made on admission is free for all."""
         self._claim(request, request.reserved)
 
+    def settle_swap(self, request: Request, now: Nanoseconds) -> list[Event]:
+        """All transfers of its image are reported: it may run again, or needs some or all of its pages computed."""
+        events, returning = self.swapping.reported(request, now), request.returning
+        if returning:
+            self._return(request, events, now)
+        elif request.image is None and request.state is State.SWAPPED:
+            self._move(request, State.PREEMPTED, "swap", events, now)
+        return events
+
     # ---- decode
 
     def _plan_decodes(self, draft: Draft, now: Nanoseconds) -> None:
@@ -122,8 +163,14 @@ class Scheduler:
 
         Where its user's quota is short of them, only that user's requests are victims.
         """
-        needed = sum(self.table.needed(s.row, s.past, s.length) for s in request.live)
-        while (short := needed > self.pool.available) or not request.account.has_room(needed):
+        needed = sum(self.table.needed(s.row, s.past, s.length) for s in request.live) - request.reserved
+        while needed > 0:
+            short = needed > self.pool.available - draft.awaited
+            if not short and request.account.has_room(needed):
+                break
+            if short and needed <= self.pool.available + self.pool.leaving - draft.awaited:
+                draft.awaited += needed
+                return False
             victim = self._victim(below=request, of=None if short else request.account)
             if victim is None:
                 return False
@@ -135,25 +182,26 @@ class Scheduler:
         for request in reversed(self.running):
             if request is below:
                 break
-            if request.state is State.DECODE and (of is None or request.account is of):
+            if request.state is State.DECODE and request.gained and (of is None or request.account is of):
                 return request
         return None
 
     def _preempt(self, request: Request, reason: str, draft: Draft, now: Nanoseconds) -> None:
         self.running.remove(request)
+        draft.events.append(self.swapping.evict(request, now))
         self._vacate(request)
-        self._move(request, State.PREEMPTED, reason, draft, now)
+        self._move(request, State.SWAPPED if request.image else State.PREEMPTED, reason, draft.events, now)
         self.policy.add(request)
         request.preemptions += 1
         self.preemptions += 1
 
-    def preempt_all(self, reason: str, now: Nanoseconds) -> list[StateChanged]:
-        """None may be in prefill: each preemption is paid for by a token."""
-        assert all(request.state is State.DECODE for request in self.running), "preempted without having gained a token"
+    def preempt_all(self, reason: str, now: Nanoseconds) -> list[Event]:
+        """None may be promised its next token: each preemption is paid for by one."""
+        assert all(request.gained for request in self.running), "preempted without having gained a token"
         draft = Draft(0)
         for request in tuple(self.running):
             self._preempt(request, reason, draft, now)
-        return draft.moved
+        return draft.events
 
     # ---- admission and prefill
 
@@ -162,10 +210,11 @@ class Scheduler:
         prefilling = deque(request for request in self.running if request.state is State.PREFILL)
         while draft.left:
             head = self.policy.head() if admit else None
-            path = self._room_for(head) if head and self._goes_before(head, prefilling) else None
+            path = self._room_for(head, draft) if head and self._goes_before(head, prefilling) else None
             if head and path is not None:
                 self._admit(head, path, draft, now)
-                self._feed(head, draft)
+                if not head.returning:
+                    self._feed(head, draft)
             elif prefilling:
                 self._feed(prefilling.popleft(), draft)
             else:
@@ -174,8 +223,8 @@ class Scheduler:
     def _goes_before(self, head: Request, prefilling: deque[Request]) -> bool:
         return not prefilling or self.policy.rank(head) < self.policy.rank(prefilling[0])
 
-    def _room_for(self, request: Request) -> list[Node] | None:
-        """The pages of the prefix cache it can begin with, None if it does not fit.
+    def _room_for(self, request: Request, draft: Draft) -> list[Node] | None:
+        """The pages of the prefix cache it can begin with, None if it does not fit or is still being swapped out.
 
         It needs a slot for each live sequence, all other pages to its next token, and a spare one for each sequence
         that runs.
@@ -183,24 +232,47 @@ class Scheduler:
         With the spare pages who runs grows before who waits enters. Without them an overloaded pool thrashes: what is
         admitted takes the pages that the next tokens need, becomes the victim and computes everything again.
         """
-        if len(request.live) > self.table.free_rows:
+        if len(request.live) > self.table.free_rows or (request.image and request.image.under_way):
             return None
         spare, path = self.limits.slots - self.table.free_rows, self.reuse.path(request)
+        if request.image:
+            path = path[: self.swapping.full_pages(request)]
         demand = request.demand(self.limits) - len(path) + self.reuse.idle(path)
-        return path if demand + spare <= self.pool.available else None
+        return path if demand + spare <= self.pool.available - draft.awaited else None
 
     def _admit(self, request: Request, path: list[Node], draft: Draft, now: Nanoseconds) -> None:
         self.policy.remove(request)
         for sequence in request.live:
             sequence.row, sequence.past, sequence.gained, sequence.node = self.table.take_row(), 0, 0, None
-        request.forked = len(request.live) == 1
-        self.reuse.adopt(request.live[0], path)
+        if request.image:
+            self.swapping.bring_in(request, path)
+        else:
+            request.forked = len(request.live) == 1
+            self.reuse.adopt(request.live[0], path)
         self.accounts.enter(request.account)
-        self._hold(request, len(path))
-        self._promise(request, request.demand(self.limits) - len(path))
+        self._promise_rest(request)
         self.running.append(request)
         self.running.sort(key=self.policy.rank)
-        self._move(request, State.PREFILL, "", draft, now)
+        if not request.image:
+            self._move(request, State.PREFILL, "", draft.events, now)
+        elif not request.returning:
+            self._return(request, draft.events, now)
+
+    def _return(self, request: Request, events: list[Event], now: Nanoseconds) -> None:
+        """What it swapped out is in its pages again, as far as that went well."""
+        state, whole = self.swapping.restore(request)
+        self._claim(request, request.reserved)
+        self._count_pages(request)
+        if request.demand(self.limits) - request.pages > self.pool.available:  # the pool has shrunk meanwhile
+            self.running.remove(request)
+            self._vacate(request)
+            self._move(request, State.PREEMPTED, "pages", events, now)
+            self.policy.add(request)
+            return
+        self._promise_rest(request)
+        self._move(request, state, "", events, now)
+        if whole:
+            events += self.swapping.eviction.restored(request, now)
 
     # ---- feeding
 
@@ -249,9 +321,10 @@ class Scheduler:
         request.forked = True
 
     def _add_guesses(self, draft: Draft, speculation: Speculation) -> None:
-        """Feed guesses behind the decodes, which come first. They take places in pages that the decodes write to."""
-        decoding = [sequence for sequence in draft.fed if sequence.request.state is State.DECODE]
-        for place, guess in enumerate(speculation.guesses(decoding, self._room, draft.left)):
+        """Feed guesses behind the decodes. They take places in pages that the decodes write to."""
+        places = [place for place, sequence in enumerate(draft.fed) if sequence.request.state is State.DECODE]
+        guesses = speculation.guesses([draft.fed[place] for place in places], self._room, draft.left)
+        for place, guess in zip(places, guesses, strict=True):
             if guess:
                 part = draft.sequences[place]
                 draft.sequences[place] = replace(part, tokens=[*part.tokens, *guess], drafts=len(guess))
@@ -293,6 +366,11 @@ class Scheduler:
         request.reserved += pages
         self.accounts.promise(request.account, pages)
 
+    def _promise_rest(self, request: Request) -> None:
+        """Promise what it needs to its next token beside the pages that it holds."""
+        self._count_pages(request)
+        self._promise(request, request.demand(self.limits) - request.pages)
+
     # ---- giving back
 
     def _claim(self, request: Request, pages: int) -> None:
@@ -317,9 +395,9 @@ class Scheduler:
         rows = [sequence.row for sequence in request.live if sequence.row != NO_ROW]
         self._hold(request, self.table.distinct(rows))
 
-    def _move(self, request: Request, state: State, reason: str, draft: Draft, now: Nanoseconds) -> None:
+    def _move(self, request: Request, state: State, reason: str, events: list[Event], now: Nanoseconds) -> None:
         old = request.enter(state, now)
-        draft.moved.append(StateChanged(request.id, old, state, now, reason))
+        events.append(StateChanged(request.id, old, state, now, reason))
 
     # ---- invariants
 
@@ -338,16 +416,19 @@ class Scheduler:
 
     def _check_running(self, request: Request) -> None:
         assert request.live, f"{request.id} runs without a live sequence"
-        assert request.state in (State.PREFILL, State.DECODE), f"{request.id} runs in state {request.state}"
-        if request.state is State.DECODE:
-            assert request.reserved == 0, f"{request.id} keeps a promise while in decode"
-            assert all(sequence.gained for sequence in request.live), f"{request.id} is in decode without a token"
         pages = self.table.distinct([sequence.row for sequence in request.live])
         assert pages == request.pages, f"{request.id} holds {pages} pages, not {request.pages}"
+        if request.returning:
+            assert request.state is State.SWAPPED, f"{request.id} returns in state {request.state}"
+            return
+        assert request.state in (State.PREFILL, State.DECODE), f"{request.id} runs in state {request.state}"
+        assert request.image is None, f"{request.id} runs while it is swapped out"
+        if request.state is State.DECODE and request.gained:
+            assert request.reserved == 0, f"{request.id} keeps a promise while in decode"
         for sequence in request.live:
             assert sequence.past < sequence.length, f"sequence {sequence.id} has nothing to feed"
             pages = self.table.pages(sequence.row)
             assert pages == self.limits.pages_for(sequence.past), f"sequence {sequence.id} holds {pages} pages"
-        if request.forked and request.state is State.PREFILL:
+        if request.forked and not request.gained:
             missing = self.table.needed_together([(s.row, s.past, s.length) for s in request.to_feed()])
             assert missing <= request.reserved, f"{request.id} is promised too few pages for its next token"

@@ -11,13 +11,16 @@ from llmosd.types import (
     Accepted,
     Ended,
     Event,
+    Evicted,
     FinishReason,
     Output,
     Quotas,
     RequestSpec,
     RequestView,
+    Restored,
     State,
     StateChanged,
+    SwapFailed,
 )
 from tests.system.symbolic import expected_tokens
 
@@ -39,6 +42,9 @@ class Life:
     gained: int = 0  # tokens since admission
     preemptions: int = 0
     suspensions: int = 0
+    evicted: Evicted | None = None
+    swap_failures: int = 0
+    swap_failures_before: int = 0  # the last decision
     tokens: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     finishes: dict[int, FinishReason] = field(default_factory=dict)
     final: RequestView | None = None
@@ -51,6 +57,7 @@ class Oracle:
         self.policy = policy
         self.quotas = quotas
         self.lives: dict[str, Life] = {}
+        self.queue: set[str] = set()  # of those swapped out, by the kernel's views
         self.steps = 0
 
     @property
@@ -64,6 +71,14 @@ class Oracle:
     def rank(self, life: Life) -> tuple[int, int]:
         return (life.nice if self.policy == "priority" else 0, life.number)
 
+    def waits(self, life: Life) -> bool:
+        return life.state in (State.QUEUED, State.PREEMPTED) or (
+            life.state is State.SWAPPED and life.spec.id in self.queue
+        )
+
+    def runs(self, life: Life) -> bool:
+        return life.state in RUNNING or (life.state is State.SWAPPED and life.spec.id not in self.queue)
+
     def submitted(self, spec: RequestSpec, events: list[Event], now: int) -> None:
         [event] = events
         assert isinstance(event, Accepted)
@@ -72,7 +87,7 @@ class Oracle:
         life = Life(spec, len(self.lives), spec.nice, view.max_tokens, now, since=now)
         assert spec.id not in self.lives
         self.lives[spec.id] = life
-        ahead = [other for other in self.lives.values() if other.state in (State.QUEUED, State.PREEMPTED)]
+        ahead = [other for other in self.lives.values() if self.waits(other)]
         assert view.position == 1 + sum(self.rank(other) < self.rank(life) for other in ahead)
 
     def restarted(self, shift: int) -> None:
@@ -103,6 +118,14 @@ class Oracle:
                     self._output(event)
                 case Ended():
                     self._ended(event)
+                case Evicted():
+                    self._evicted(event)
+                case Restored():
+                    self._restored(event)
+                case SwapFailed():
+                    assert event.pages > 0
+                    assert event.error
+                    self.lives[event.id].swap_failures += 1
                 case Accepted():
                     raise AssertionError("accepted twice")
 
@@ -117,21 +140,22 @@ class Oracle:
             assert life.gained > 0, "preempted without having gained a token"
             life.preemptions += 1
         life.suspensions += event.new is State.SUSPENDED
-        if event.new is State.PREFILL:
-            life.gained = 0
+        if event.new is State.PREFILL and event.old is not State.SWAPPED:
             self._check_order(life)
+        if event.new is State.PREFILL or event.old is State.SWAPPED:
+            life.gained = 0
         life.spent[event.old] += event.now - life.since
         life.state, life.since = event.new, event.now
 
     def running(self, user: str) -> int:
-        return sum(life.spec.user == user and life.state in RUNNING for life in self.lives.values())
+        return sum(life.spec.user == user and self.runs(life) for life in self.lives.values())
 
     def _check_order(self, admitted: Life) -> None:
         """Of one user's requests none is overtaken; of others only those that their quota may keep from running."""
         quota = self.quotas.of(admitted.spec.user)
         assert not quota.running or self.running(admitted.spec.user) < quota.running, "too many run of one user"
         for other in self.lives.values():
-            if other.state in (State.QUEUED, State.PREEMPTED) and self.rank(other) < self.rank(admitted):
+            if self.waits(other) and self.rank(other) < self.rank(admitted):
                 assert other.spec.user != admitted.spec.user, "a request of the same user was overtaken"
                 assert self._may_be_over_quota(other.spec.user), "the head of the queue was overtaken"
 
@@ -139,6 +163,26 @@ class Oracle:
         """Pages are not in the events: whoever has a quota of them and runs something may have too few."""
         quota, running = self.quotas.of(user), self.running(user)
         return quota.running == running > 0 or (running > 0 and (quota.pages > 0 or quota.share < 1))
+
+    def _evicted(self, event: Evicted) -> None:
+        life = self.lives[event.id]
+        assert life.state in RUNNING
+        assert event.pages > 0
+        assert event.tokens >= 0
+        assert event.way == "recompute" or event.swap_s is not None
+        life.evicted, life.swap_failures_before = event, life.swap_failures
+
+    def _restored(self, event: Restored) -> None:
+        life = self.lives[event.id]
+        evicted, life.evicted = life.evicted, None
+        assert evicted is not None, "restored without having been evicted"
+        assert event.way == evicted.way
+        assert event.expected_s == (evicted.swap_s if event.way == "swap" else evicted.recompute_s)
+        assert event.recomputed_tokens <= evicted.tokens
+        if event.way == "swap":
+            assert event.took_s > 0
+            assert (event.error is None) == (life.swap_failures == life.swap_failures_before)
+            assert event.error or not event.recomputed_tokens
 
     def _output(self, event: Output) -> None:
         life = self.lives[event.id]
@@ -165,7 +209,9 @@ class Oracle:
     def _check_times(self, life: Life, now: int) -> None:
         times = life.final.times
         assert times.total == now - life.spec.arrived, "the parts do not sum to the total"
-        assert times.other == life.submitted - life.spec.arrived + life.spent[State.SUSPENDED]
+        assert (
+            times.other == life.submitted - life.spec.arrived + life.spent[State.SUSPENDED] + life.spent[State.SWAPPED]
+        )
         parts = (times.queued, times.prefill, times.decode, times.preempted)
         assert parts == tuple(life.spent[s] for s in (State.QUEUED, State.PREFILL, State.DECODE, State.PREEMPTED))
 
@@ -179,9 +225,15 @@ class Oracle:
             assert got == (expected if whole else expected[: len(got)]), "tokens of another history"
             assert whole or view.state is not State.FINISHED
 
-    def step_bound(self) -> int:
-        """Every step feeds a token, and one admission of a request feeds its whole length at most."""
-        return sum(
-            (1 + life.preemptions + life.suspensions) * life.spec.sampling.n * (len(life.spec.prompt) + life.max_tokens)
-            for life in self.lives.values()
-        )
+    def step_bound(self, page_tokens: int) -> int:
+        """Every step feeds a token or ends a transfer.
+
+        One admission of a request feeds its whole length at most, and each page goes out once and comes in once when
+        the request is preempted or suspended.
+        """
+        return sum(self._most_steps(life, page_tokens) for life in self.lives.values())
+
+    def _most_steps(self, life: Life, page_tokens: int) -> int:
+        interruptions, length = life.preemptions + life.suspensions, len(life.spec.prompt) + life.max_tokens
+        pages = -(-length // page_tokens)
+        return life.spec.sampling.n * ((1 + interruptions) * length + 2 * interruptions * pages)

@@ -22,6 +22,7 @@ from llmosd.types import (
     SequenceStart,
     StepResult,
 )
+from tests.system.symbolic_swap import SymbolicSwap
 
 VOCABULARY = 12
 STOP, POISON = 0, 99  # a token that ends a sequence, and one that no executor can digest
@@ -62,27 +63,41 @@ class SymbolicExecutor:
         self.columns = kernel.columns
         self.page_tokens = kernel.limits.page_tokens
         self.budget = kernel.limits.token_budget
+        self.swap_slots = kernel.limits.swap_slots
         self.pages = [[EMPTY] * self.page_tokens for _ in range(kernel.limits.pages)]
         self.known: dict[int, Known] = {}
         self.breaks: set[int] = set()
+        self.disk()
+
+    def disk(self, seed: int = 0, delay: int = 0, fault: float = 0.0) -> None:
+        """Where pages are swapped to, before the first of them is."""
+        self.swap = SymbolicSwap(self.pages, self.swap_slots, seed, delay, fault)
 
     def shrink(self, pages: int) -> None:
         """Whatever lies in other pages than the first so many is lost."""
         self.pages[pages:] = [[EMPTY] * self.page_tokens for _ in self.pages[pages:]]
 
     def execute(self, plan: Plan, meanwhile: Callable[[], None] = nothing) -> StepResult:
-        assert 0 < plan.query_tokens <= self.budget
+        assert plan.query_tokens <= self.budget
         self._meet(plan)
         meanwhile()
+        self.swap.start(plan)
+        leaving, entering = self.swap.leaving, self.swap.entering
         for copy in plan.copies:
+            assert copy.source not in entering, "a page on its way in is copied"
+            assert copy.target not in leaving | entering, "a page on its way is copied to"
             self.pages[copy.target] = list(self.pages[copy.source])
         written = [place for part in plan.sequences for place in self._write(part)]
         assert len(set(written)) == len(written), "two sequences write to one place"
+        assert not {page for page, _ in written} & (leaving | entering), "a page on its way is written to"
         states = [self._states(part) for part in plan.sequences]
         if plan.step in self.breaks:
             self.breaks.remove(plan.step)
             raise StepError("broken on purpose")
-        return StepResult(plan.step, tuple(map(self._sample, plan.sequences, states)))
+        results = tuple(map(self._sample, plan.sequences, states))
+        transfers = self.swap.finished(at_least_one=not plan.sequences)
+        assert results or transfers, "a step that does nothing"
+        return StepResult(plan.step, results, 1000, 1000, transfers)
 
     def _meet(self, plan: Plan) -> None:
         for sequence in plan.ended:

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from llmosd.errors import ContextTooLong, QueueFull
+from llmosd.system.costs import ConstantPrefillCost, Costs
 from llmosd.system.kernel import Limits
 from llmosd.system.policy import POLICIES
-from llmosd.types import Quota, Quotas
+from llmosd.types import EvictionMode, Quota, Quotas
 from tests.system.clairvoyant import Clairvoyant
 from tests.system.symbolic import POISON
 from tests.system.world import World
@@ -33,7 +34,25 @@ def limits(draw: st.DrawFn) -> Limits:
         context=draw(st.sampled_from([40, 24])),
         page_tokens=page_tokens,
         pages=draw(st.integers(14, 26)) // page_tokens,
+        swap_slots=draw(st.sampled_from([0, 5, 99])),
     )
+
+
+@st.composite
+def swaps(draw: st.DrawFn) -> dict[str, Any]:
+    """How the swap file behaves: a seed, how many steps a transfer takes at most, and how many fail."""
+    return {
+        "seed": draw(st.integers(0, 99)),
+        "delay": draw(st.sampled_from([0, 1, 4])),
+        "fault": draw(st.sampled_from([0.0, 0.0, 0.1, 1.0])),
+    }
+
+
+class AnyCost(ConstantPrefillCost):
+    """Now this way is cheaper, now that."""
+
+    def seconds(self, tokens: int, past: int) -> float:
+        return (tokens * 7 + past) % 5 / 1e3
 
 
 @st.composite
@@ -68,6 +87,8 @@ class KernelMachine(RuleBasedStateMachine):
         sight=st.one_of(st.none(), st.tuples(st.integers(0, 99), st.sampled_from([0.0, 0.5, 0.9, 1.0]))),
         prefixes=st.booleans(),
         quotas=quotas(),
+        eviction=st.sampled_from(["swap", "auto", "recompute"]),
+        swap=swaps(),
     )
     def boot(
         self,
@@ -77,8 +98,19 @@ class KernelMachine(RuleBasedStateMachine):
         sight: tuple[int, float] | None,
         prefixes: bool,
         quotas: Quotas,
+        eviction: EvictionMode,
+        swap: dict[str, Any],
     ) -> None:
-        self.world = World(limits, policy, Clairvoyant(*sight) if sight else None, prefixes=prefixes, quotas=quotas)
+        self.world = World(
+            limits,
+            policy,
+            Clairvoyant(*sight) if sight else None,
+            prefixes=prefixes,
+            quotas=quotas,
+            eviction=eviction,
+            costs=Costs(AnyCost()),
+        )
+        self.world.disk(**swap)
         for shape in load:
             self.submit(shape, age=0)
 
@@ -147,8 +179,10 @@ class KernelMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "world"):
             self.world.drain()
+            stats = self.world.kernel.stats(False)
             event(f"preemptions: {min(self.world.preemptions, 5)}")
             event(f"quota in use: {self.world.parked > 0}")
+            event(f"pages read back: {stats.swap_ins > 0}, failures: {stats.swap_failures > 0}")
             event(f"right guesses: {self.world.kernel.stats(False).accepted_tokens > 0}")
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 from llmosd.errors import StepError
+from llmosd.system.costs import Costs
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import POLICIES
 from llmosd.system.speculation import Speculation
-from llmosd.types import UNLIMITED, Event, Plan, Quotas, RequestSpec, Sampling, State
+from llmosd.types import UNLIMITED, Event, EvictionMode, Plan, Quotas, RequestSpec, Sampling, State
 from tests.system.oracle import Oracle
 from tests.system.symbolic import SymbolicExecutor
 
@@ -22,8 +24,9 @@ def make_limits(
     context: int = 64,
     page_tokens: int = 4,
     pages: int = 64,
+    swap_slots: int = 0,
 ) -> Limits:
-    return Limits(slots, token_budget, queue_limit, context, page_tokens, pages)
+    return Limits(slots, token_budget, queue_limit, context, page_tokens, pages, swap_slots)
 
 
 class World:
@@ -37,21 +40,37 @@ class World:
         *,
         prefixes: bool = False,
         quotas: Quotas = UNLIMITED,
+        eviction: EvictionMode = "auto",
+        costs: Costs | None = None,
     ) -> None:
         self.limits = limits or make_limits()
-        self._parts = policy, speculation, prefixes
+        self._parts = policy, speculation, prefixes, eviction, costs
         self.oracle = Oracle(policy, quotas)
         self.page_ns: Counter[str] = Counter()  # by request
         self.now = 0
         self.submitted = 0
         self.parked = 0  # request·steps
+        self._disk: dict[str, Any] = {}
         self._boot()
 
+    def disk(self, **settings: Any) -> None:
+        """How the swap file behaves (`SymbolicSwap`), before anything is swapped."""
+        self._disk = settings
+        self.executor.disk(**settings)
+
     def _boot(self) -> None:
-        policy, speculation, prefixes = self._parts
-        secret = b"a secret" if prefixes else None
-        self.kernel = Kernel(self.limits, POLICIES[policy](), speculation, secret, quotas=self.oracle.quotas)
+        policy, speculation, prefixes, eviction, costs = self._parts
+        self.kernel = Kernel(
+            self.limits,
+            POLICIES[policy](),
+            speculation,
+            b"a secret" if prefixes else None,
+            quotas=self.oracle.quotas,
+            eviction=eviction,
+            costs=costs,
+        )
         self.executor = SymbolicExecutor(self.kernel)
+        self.executor.disk(**self._disk)
         lives = self.oracle.lives.values()
         self._preempted_before = sum(life.preemptions for life in lives)
         self._generated_before = sum(len(tokens) for life in lives for tokens in life.tokens.values())
@@ -80,10 +99,10 @@ class World:
         return id
 
     def cancel(self, id: str) -> None:
-        used, held = self.kernel.stats(False).pages_used, self.kernel.view(id).pages
+        used, view = self.kernel.stats(False).pages_used, self.kernel.view(id)
         self.oracle.follow(self.kernel.cancel(id, "a person", self.now))
         freed = used - self.kernel.stats(False).pages_used
-        assert 0 <= freed <= held, "a cancelled request frees more than it held"
+        assert 0 <= freed <= view.pages + view.swapped_pages, "a cancelled request frees more than it held"
         self.kernel.check()
 
     def suspend(self, id: str) -> None:
@@ -96,6 +115,7 @@ class World:
     def resume(self, id: str) -> None:
         view, events = self.kernel.resume(id, self.now)
         self.oracle.follow(events)
+        self._find_queue()
         assert view.state is not State.SUSPENDED
         assert self.kernel.resume(id, self.now) == (view, []), "it is not suspended any more"
         self.kernel.check()
@@ -134,9 +154,12 @@ class World:
 
     def evacuate(self) -> None:
         """Take all memory from the model; it waits without any until it is given some."""
-        while self.kernel.prefilling:
+        while self.kernel.promised:
             self.step(admit=False)
         self.oracle.follow(self.kernel.evacuate(self.now))
+        self._find_queue()
+        while self.kernel.transferring:
+            self.step(admit=False)
         assert self.kernel.pool.used == 0
         self.kernel.resize(0)
         assert self.kernel.pool.extent == 0
@@ -147,9 +170,11 @@ class World:
         """One step; a broken one is executed again, as the engine does."""
         if self.kernel.floor > self.kernel.pool.total:
             self.resize(self.kernel.floor)
+        idle = self.kernel.idle
         plan = self.kernel.plan(self.now, admit)
-        assert (plan is None) == (not self.oracle.runnable), "work is there but nothing runs"
+        assert (plan is None) == idle
         if plan is None:
+            assert not self.oracle.runnable, "work is there but nothing runs"
             return None
         self._count_pages(took)
         try:
@@ -158,6 +183,7 @@ class World:
             result = self.executor.execute(plan)
         self.now += took
         self.events: list[Event] = self.kernel.commit(plan, result, self.now)
+        self._find_queue()
         self.oracle.follow(self.events)
         self.oracle.steps += 1
         self.kernel.check()
@@ -168,12 +194,19 @@ class World:
         """Resume what is suspended and run to the end within the bound on steps; then nothing may be left behind."""
         for id in self.oracle.live:
             self.resume(id)
-        while self.oracle.live:
+        while not self.kernel.idle:
             self.step()
-            assert self.oracle.steps <= self.oracle.step_bound(), "no progress"
+            bound = self.oracle.step_bound(self.limits.page_tokens)
+            assert self.oracle.steps <= bound, "no progress"
+        assert not self.oracle.live
         stats = self.kernel.stats(True)
         assert self.kernel.idle
         assert (stats.pages_used, stats.running, stats.waiting, stats.requests) == (0, 0, 0, ())
+        assert stats.swap_slots_used == 0
+        assert (stats.swap_outs + stats.swap_ins, stats.swap_failures) == (
+            self.executor.swap.done,
+            self.executor.swap.failed,
+        )
         finals = [life.final.state for life in self.oracle.lives.values()]
         ends = (State.FINISHED, State.CANCELLED, State.FAILED)
         assert (stats.finished, stats.cancelled, stats.failed) == tuple(map(finals.count, ends))
@@ -204,6 +237,9 @@ class World:
             quota = self.oracle.quotas.of(user)
             most = min(quota.pages or self.limits.pages, max(1, int(quota.share * self.limits.pages)))
             assert pages <= most or most == self.limits.pages, f"{user} holds {pages} pages of {most}"
+
+    def _find_queue(self) -> None:
+        self.oracle.queue = {view.id for view in self.kernel.views() if view.position is not None}
 
     def _check_views(self) -> None:
         views = {view.id: view for view in self.kernel.views()}

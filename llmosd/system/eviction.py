@@ -1,0 +1,122 @@
+"""What a request that gives its pages up costs, and which way back is taken: computing them again, or the swap space.
+
+*Recompute* costs the prefill of all that was in the pages, but what other requests hold as well. *Swap* costs writing
+each page and reading it back. What the prefix cache may still have when the request comes back is not counted on: pages
+are given up because others need them. What was expected and what it came to are told in events.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from llmosd.system.costs import Costs
+from llmosd.system.pages import PageTable
+from llmosd.system.request import Request, Sequence
+from llmosd.system.swap import SwapSpace
+from llmosd.types import Evicted, EvictionMode, Nanoseconds, Plan, Restored, SequenceId, SequencePlan, StepResult
+
+
+@dataclass(slots=True)
+class Loss:
+    """What a request has lost by giving its pages up, and what getting it back has taken so far."""
+
+    decision: Evicted
+    past: dict[SequenceId, int]  # tokens that were in pages
+    took: float = 0.0  # nanoseconds
+    recomputed: int = 0  # tokens
+    errors: list[str] = field(default_factory=list)
+
+
+class Eviction:
+    """Decides, and keeps the accounts of what came of it."""
+
+    def __init__(self, mode: EvictionMode, costs: Costs, table: PageTable, space: SwapSpace) -> None:
+        self.recomputed = 0  # tokens
+        self.swapped = 0  # requests
+        self._mode = mode
+        self._costs = costs
+        self._table = table
+        self._space = space
+        self._losses: dict[Request, Loss] = {}
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether there is anything to choose, so that costs are worth learning."""
+        return self._space.total > 0 and self._mode == "auto"
+
+    # ---- deciding
+
+    def decide(self, request: Request, now: Nanoseconds) -> Evicted:
+        """Which way a request that holds pages takes; to be asked before they are given up."""
+        pages = self._pages(request)
+        past = {sequence.id: sequence.past for sequence in request.live}
+        recompute_s = self._recompute_s(request, pages)
+        fits = len(pages) <= self._space.free
+        swap_s = self._costs.transfer.seconds(len(pages), len(pages)) if fits else None
+        swap = swap_s is not None and (swap_s < recompute_s if self._mode == "auto" else self._mode == "swap")
+        tokens = sum(past.values())
+        decision = Evicted(request.id, "swap" if swap else "recompute", len(pages), tokens, recompute_s, swap_s, now)
+        self._losses[request] = Loss(decision, past)
+        self.swapped += swap
+        return decision
+
+    def _pages(self, request: Request) -> Counter[int]:
+        """Its pages, and how often it refers to each."""
+        return Counter(page for sequence in request.live for page in self._table.contents(sequence.row))
+
+    def _recompute_s(self, request: Request, pages: Counter[int]) -> float:
+        """A fork's later sequences go on from the prompt; what others hold as well will be there."""
+        seconds, start = 0.0, self._kept(request.live[0], pages)
+        for sequence in request.live:
+            seconds += self._costs.prefill.seconds(max(0, sequence.past - start), start)
+            start = max(start, request.prompt_tokens - 1)
+        return seconds
+
+    def _kept(self, sequence: Sequence, pages: Counter[int]) -> int:
+        kept, references = 0, self._table.pool.references
+        for page in self._table.contents(sequence.row):
+            if references(page) <= pages[page]:
+                break
+            kept += self._table.page_tokens
+        return min(kept, sequence.past)
+
+    # ---- what came of it
+
+    def observe(self, plan: Plan, result: StepResult) -> None:
+        """Let the costs learn from a step."""
+        if self.is_choice:
+            self._costs.prefill.observe(plan, result)
+            for done in result.transfers:
+                self._costs.transfer.observe(done)
+
+    def fed(self, sequence: Sequence, part: SequencePlan, plan: Plan, result: StepResult) -> None:
+        """A sequence was fed: as far as it has been there before, its share of the step is part of the loss."""
+        loss = self._losses.get(sequence.request)
+        if loss is None or (again := min(part.past + len(part.tokens), loss.past[sequence.id]) - part.past) <= 0:
+            return
+        loss.took += result.execute_ns * again / plan.query_tokens
+        loss.recomputed += again
+        self.recomputed += again
+
+    def transferred(self, request: Request, took: Nanoseconds, errors: Iterable[str]) -> None:
+        """All page-outs or page-ins of its image have been reported."""
+        loss = self._losses[request]
+        loss.took += took
+        loss.errors += errors
+
+    def restored(self, request: Request, now: Nanoseconds) -> list[Restored]:
+        """A request is where it was when it gave its pages up, if it did."""
+        loss = self._losses.pop(request, None)
+        if loss is None:
+            return []
+        decision = loss.decision
+        expected = decision.swap_s if decision.way == "swap" else decision.recompute_s
+        assert expected is not None
+        error = loss.errors[0] if loss.errors else None
+        return [Restored(request.id, decision.way, expected, loss.took / 1e9, loss.recomputed, now, error)]
+
+    def forget(self, request: Request) -> None:
+        """It has ended."""
+        self._losses.pop(request, None)
