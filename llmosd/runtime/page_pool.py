@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from llmosd.errors import StepError
 from llmosd.runtime.geometry import Geometry
+from llmosd.runtime.page_bytes import best_page_bytes
 from llmosd.runtime.reserved import Reserved
 from llmosd.types import KvFormat
 
 Int32 = NDArray[np.int32]
-Bytes = NDArray[np.uint8]
 SCALE_BYTES = 4
 
 
@@ -88,11 +88,7 @@ class HostPool:
             self._reserved.array(g.layers + layer, kind, (pages, g.kv_heads, page_tokens, size))
             for layer in range(g.layers)
         ]
-        self._bytes = [array.reshape(pages, -1).view(np.uint8) for _, array in self.inputs()]
-
-    @property
-    def page_bytes(self) -> int:
-        return sum(array.shape[1] for array in self._bytes)
+        self.bytes = best_page_bytes([*self.keys, *self.values])
 
     def inputs(self) -> Iterator[tuple[str, NDArray[Any]]]:
         for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
@@ -103,6 +99,44 @@ class HostPool:
         for _, array in self.inputs():
             array[target] = array[source]
 
+    def resize(self, pages: int) -> None:
+        """Use the first so many pages only; the memory of the others is given back where that can be done."""
+
+    def clear(self) -> None:
+        """Let go of the memory."""
+
+
+class HostPool:
+    """Pages in numpy arrays: keys [P, KH, D, S] and values [P, KH, S, D] for each layer.
+
+    With int8, D is 4 more: the bytes of a page and head are its codes, laid out as without, and then S float32 scales.
+
+    All addresses are reserved once and do not move; memory comes as pages are written to, and goes by `resize`.
+    """
+
+    def __init__(self, geometry: Geometry, *, pages: int, page_tokens: int, kv_format: KvFormat) -> None:
+        g, kind, size = geometry, np.dtype(kv_format), width(geometry.head_dim, kv_format)
+        self.pages, self.page_tokens = pages, page_tokens
+        self._reserved = Reserved(2 * g.layers, pages * g.kv_heads * size * page_tokens * kind.itemsize)
+        self.keys: list[NDArray[Any]] = [
+            self._reserved.array(layer, kind, (pages, g.kv_heads, size, page_tokens)) for layer in range(g.layers)
+        ]
+        self.values: list[NDArray[Any]] = [
+            self._reserved.array(g.layers + layer, kind, (pages, g.kv_heads, page_tokens, size))
+            for layer in range(g.layers)
+        ]
+        self.bytes = best_page_bytes([*self.keys, *self.values])
+
+    def inputs(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            yield f"key_cache.{layer}", keys
+            yield f"value_cache.{layer}", values
+
+    def copy_page(self, source: int, target: int) -> None:
+        for _, array in self.inputs():
+            array[target] = array[source]
+
+<<<<<<< HEAD
     def read_page(self, page: int, into: Bytes) -> None:
         """K and V of all layers of one page to the beginning of a buffer."""
         np.concatenate([array[page] for array in self._bytes], out=into[: self.page_bytes])
@@ -122,4 +156,4 @@ class HostPool:
         self._reserved.resize(0)
         self.keys.clear()
         self.values.clear()
-        self._bytes.clear()
+        del self.bytes

@@ -6,7 +6,7 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from queue import SimpleQueue
 
-from llmosd.runtime.page_pool import Bytes, HostPool
+from llmosd.runtime.page_bytes import Bytes, PageBytes
 from llmosd.runtime.swap_file import SwapFile
 from llmosd.types import PageTransfer, Plan, TransferDone
 
@@ -16,9 +16,9 @@ THREADS = 2  # one copies and sums while the other waits for the disk
 class PageTransfers:
     """Its methods belong to one thread, the executor's. No thread of its own is started before the first transfer."""
 
-    def __init__(self, pool: HostPool, file: SwapFile) -> None:
-        assert file.page_bytes == pool.page_bytes
-        self._pool, self._file = pool, file
+    def __init__(self, pages: PageBytes, file: SwapFile) -> None:
+        assert file.page_bytes == pages.size
+        self._pages, self._file = pages, file
         self._threads = ThreadPoolExecutor(THREADS, "llmos-swap")
         self._buffers = SimpleQueue[Bytes]()
         for _ in range(THREADS):
@@ -64,9 +64,9 @@ class PageTransfers:
         return TransferDone(transfer, inward, took, error)
 
     def _page_out(self, transfer: PageTransfer, buffer: Bytes) -> None:
-        self._pool.read_page(transfer.page, buffer)
+        self._pages.gather(transfer.page, buffer)
         self._file.write(transfer.slot, buffer)
 
     def _page_in(self, transfer: PageTransfer, buffer: Bytes) -> None:
         self._file.read(transfer.slot, buffer)
-        self._pool.write_page(transfer.page, buffer)
+        self._pages.scatter(transfer.page, buffer)

@@ -13,6 +13,7 @@ from llmosd.runtime.device_pool import DevicePool, attention_metadata
 from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.host_rows import HostRows
 from llmosd.runtime.installed import InstalledModel
+from llmosd.runtime.page_bytes import PageBytes
 from llmosd.runtime.page_pool import HostPool, Pool, bytes_per_page, check_pages, pages_that_fit
 from llmosd.runtime.session import BoundSession, open_session
 from llmosd.types import KvFormat, WeightFormat
@@ -58,13 +59,12 @@ class PagedModel:
         self.draws = backend == "native"  # a run can draw tokens too
         self._session = BoundSession(session, geometry.vocab, copies=backend == "cuda", draws=self.draws)
         self._pool: Pool
-        self.host_pool: HostPool | None = None  # where the pages lie in this process's memory
         self._rows: HostRows | None = None
         if backend == "cuda":
             self._pool = DevicePool(geometry, pages=pages, page_tokens=page_tokens, device="cuda")
         else:
-            self._pool = self.host_pool = HostPool(geometry, pages=pages, page_tokens=page_tokens, kv_format=kv_format)
-            self._rows = HostRows(geometry, self.host_pool) if backend == "gather" else None
+            self._pool = host = HostPool(geometry, pages=pages, page_tokens=page_tokens, kv_format=kv_format)
+            self._rows = HostRows(geometry, host) if backend == "gather" else None
         self.keys, self.values = self._pool.keys, self._pool.values  # by layer; in place, as the graph sees them
         for name, array in self._pool.inputs():
             self._session.bind(name, array)
@@ -97,6 +97,11 @@ class PagedModel:
             spin=spin,
             kv_format=kv_format,
         )
+
+    @property
+    def page_bytes(self) -> PageBytes | None:
+        """The pages' contents, where they lie in this process's memory."""
+        return self._pool.bytes if isinstance(self._pool, HostPool) else None
 
     @property
     def bytes_per_page(self) -> int:

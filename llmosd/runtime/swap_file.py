@@ -5,16 +5,15 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-import zlib
 from fcntl import F_GETFL, F_SETFL, fcntl
 from pathlib import Path
 
 import numpy as np
 
 from llmosd.errors import ConfigError
-from llmosd.runtime.page_pool import Bytes
+from llmosd.runtime.page_bytes import Bytes, best_checksum
 
-ALIGNMENT = 4096  # of slots and buffers: what every disk and file system takes without its page cache
+ALIGNMENT = 4096  # bytes, of slots and buffers: what every disk and file system takes without its page cache
 
 
 def slot_bytes(page_bytes: int) -> int:
@@ -33,6 +32,7 @@ class SwapFile:
         """Raises ConfigError where the file cannot be made."""
         self.slots, self.page_bytes = slots, page_bytes
         self._slot_bytes = slot_bytes(page_bytes)
+        self._checksum = best_checksum()
         self._checksums: list[int | None] = [None] * slots
         try:
             self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 - lives as long as we do
@@ -70,9 +70,6 @@ class SwapFile:
 
     def close(self) -> None:
         self._file.close()
-
-    def _checksum(self, buffer: Bytes) -> int:
-        return zlib.crc32(buffer.data[: self.page_bytes])
 
 
 def _bypass_page_cache(descriptor: int) -> bool:

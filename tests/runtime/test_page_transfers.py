@@ -44,8 +44,8 @@ class Swapped:
 
     def __init__(self, directory: Path, kv_format: KvFormat) -> None:
         self.pool = HostPool(SMALL, pages=PAGES, page_tokens=16, kv_format=kv_format)
-        self.file = SwapFile(directory, SLOTS, self.pool.page_bytes)
-        self.transfers = PageTransfers(self.pool, self.file)
+        self.file = SwapFile(directory, SLOTS, self.pool.bytes.size)
+        self.transfers = PageTransfers(self.pool.bytes, self.file)
         draw = np.random.default_rng(0)
         for _, values in self.pool.inputs():
             values.view(np.uint8)[:] = draw.integers(0, 256, values.view(np.uint8).shape, np.uint8)
@@ -87,7 +87,7 @@ def swapped(tmp_path: Path) -> Iterator[Callable[..., Swapped]]:
 @pytest.mark.parametrize("kv_format", ["float16", "float32", "int8"])
 def test_pages_go_out_and_come_back_elsewhere_bit_for_bit(swapped: Callable[..., Swapped], kv_format: KvFormat) -> None:
     world = swapped(kv_format)
-    assert world.pool.page_bytes == bytes_per_page(SMALL, 16, kv_format)
+    assert world.pool.bytes.size == bytes_per_page(SMALL, 16, kv_format)
     before = [world.page(number) for number in range(PAGES)]
     done = world.move(outs=[(page, 15 - page) for page in range(6)])
     assert sorted(one.transfer.page for one in done) == list(range(6))
@@ -115,7 +115,7 @@ def test_a_transfer_that_fails_says_why_and_nothing_else_notices(swapped: Callab
     before = [world.page(number) for number in range(PAGES)]
     world.move(outs=[(0, 0), (1, 1), (2, 2)])
     with open(f"/proc/self/fd/{world.file.fileno()}", "r+b", buffering=0) as file:  # noqa: PTH123
-        os.pwrite(file.fileno(), b"scribble", slot_bytes(world.pool.page_bytes) + 1000)
+        os.pwrite(file.fileno(), b"scribble", slot_bytes(world.pool.bytes.size) + 1000)
     done = {one.transfer.slot: one.error for one in world.move(ins=[(6, 0), (7, 1), (8, 2), (9, 9)])}
     assert done == {0: None, 1: "slot 1 holds other bytes than were written", 2: None, 9: "slot 9 holds nothing"}
     assert [world.page(number) for number in (6, 8)] == [before[0], before[2]]
@@ -140,10 +140,8 @@ class Desk:
         self.model = PagedModel.load(
             model, backend="native", weights="file", pages=32, page_tokens=PAGE_TOKENS, threads=2, spin=False
         )
-        assert self.model.host_pool is not None
-        self.transfers = PageTransfers(
-            self.model.host_pool, SwapFile(directory, SLOTS, self.model.host_pool.page_bytes)
-        )
+        assert self.model.page_bytes is not None
+        self.transfers = PageTransfers(self.model.page_bytes, SwapFile(directory, SLOTS, self.model.page_bytes.size))
         self.table = array("i", [-1]) * (2 * COLUMNS)
         self.tokenizer = model.load_tokenizer()
         self.executor = OnnxExecutor(self.model, self.tokenizer, self.table, COLUMNS, self.transfers)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from llmosd.errors import ConfigError
-from llmosd.runtime.page_pool import Bytes
+from llmosd.runtime.page_bytes import Bytes
 from llmosd.runtime.swap_file import ALIGNMENT, SwapFile, slot_bytes
 
 SLOTS, PAGE_BYTES = 8, 10_000

@@ -66,7 +66,7 @@ def register(options: onnxruntime.SessionOptions) -> None:
 
 
 def load(path: Path) -> ctypes.CDLL:
-    """The library's entry points beside the operators: drawing tokens, facts about the build, choice of kernels."""
+    """The library's entry points beside the operators: drawing tokens, moving pages, facts, choice of kernels."""
     library = ctypes.CDLL(str(path))
     library.llmos_instruction_set.restype = ctypes.c_char_p
     library.llmos_instruction_sets.restype = ctypes.c_char_p
@@ -75,6 +75,10 @@ def load(path: Path) -> ctypes.CDLL:
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     library.llmos_draw.argtypes = [pointer, pointer, count, count, pointer, count, pointer]
     library.llmos_sampler_open.argtypes, library.llmos_sampler_open.restype = [ctypes.c_int], pointer
+    page = (pointer, count, count, count, pointer)
+    library.llmos_gather_page.argtypes, library.llmos_gather_page.restype = page, None
+    library.llmos_scatter_page.argtypes, library.llmos_scatter_page.restype = page, None
+    library.llmos_xxh64.argtypes, library.llmos_xxh64.restype = [pointer, count], ctypes.c_uint64
     library.llmos_sampler_close.argtypes, library.llmos_sampler_close.restype = [pointer], None
     return library
 
