@@ -91,7 +91,7 @@ def test_pages_go_out_and_come_back_elsewhere_bit_for_bit(swapped: Callable[...,
     before = [world.page(number) for number in range(PAGES)]
     done = world.move(outs=[(page, 15 - page) for page in range(6)])
     assert sorted(one.transfer.page for one in done) == list(range(6))
-    assert all(one.ns > 0 and one.error is None and not one.inward for one in done)
+    assert all(one.ns >= 0 and one.error is None and not one.inward for one in done)
     for page in range(6):
         assert world.page(page) == before[page], "going out changes nothing"
     done = world.move(ins=[(11 - page, 15 - page) for page in range(6)])
