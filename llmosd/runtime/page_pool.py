@@ -100,55 +100,6 @@ class HostPool:
             array[target] = array[source]
 
     def resize(self, pages: int) -> None:
-        """Use the first so many pages only; the memory of the others is given back where that can be done."""
-
-    def clear(self) -> None:
-        """Let go of the memory."""
-
-
-class HostPool:
-    """Pages in numpy arrays: keys [P, KH, D, S] and values [P, KH, S, D] for each layer.
-
-    With int8, D is 4 more: the bytes of a page and head are its codes, laid out as without, and then S float32 scales.
-
-    All addresses are reserved once and do not move; memory comes as pages are written to, and goes by `resize`.
-    """
-
-    def __init__(self, geometry: Geometry, *, pages: int, page_tokens: int, kv_format: KvFormat) -> None:
-        g, kind, size = geometry, np.dtype(kv_format), width(geometry.head_dim, kv_format)
-        self.pages, self.page_tokens = pages, page_tokens
-        self._reserved = Reserved(2 * g.layers, pages * g.kv_heads * size * page_tokens * kind.itemsize)
-        self.keys: list[NDArray[Any]] = [
-            self._reserved.array(layer, kind, (pages, g.kv_heads, size, page_tokens)) for layer in range(g.layers)
-        ]
-        self.values: list[NDArray[Any]] = [
-            self._reserved.array(g.layers + layer, kind, (pages, g.kv_heads, page_tokens, size))
-            for layer in range(g.layers)
-        ]
-        self.bytes = best_page_bytes([*self.keys, *self.values])
-
-    def inputs(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
-            yield f"key_cache.{layer}", keys
-            yield f"value_cache.{layer}", values
-
-    def copy_page(self, source: int, target: int) -> None:
-        for _, array in self.inputs():
-            array[target] = array[source]
-
-<<<<<<< HEAD
-    def read_page(self, page: int, into: Bytes) -> None:
-        """K and V of all layers of one page to the beginning of a buffer."""
-        np.concatenate([array[page] for array in self._bytes], out=into[: self.page_bytes])
-
-    def write_page(self, page: int, content: Bytes) -> None:
-        """What `read_page` gave, to this or another page."""
-        start = 0
-        for array in self._bytes:
-            array[page] = content[start : start + array.shape[1]]
-            start += array.shape[1]
-
-    def resize(self, pages: int) -> None:
         """Use the first so many pages only; the memory of the others is given back, what they held is lost."""
         self._reserved.resize(self.keys[0][:pages].nbytes)
 
