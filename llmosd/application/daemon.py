@@ -228,6 +228,8 @@ class Daemon:
         _, pending = await asyncio.wait(waits, timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
         for wait in pending:
             wait.cancel()
+        if not signals.forced.is_set():
+            await self._hibernation.keep_suspended()
 
     async def _watch_engine(self) -> None:
         """Returns when the engine was stopped; raises what it died of, once its clients have been told."""

@@ -19,7 +19,7 @@ from llmosd.application.eventlog import EventLog
 from llmosd.application.image import Answer, Image, ImageError, Numerics
 from llmosd.application.image_directory import Contents, ImageDirectory
 from llmosd.application.service import Service
-from llmosd.errors import LlmosError
+from llmosd.errors import LlmosError, NotFound
 from llmosd.runtime.continuation import text_of
 from llmosd.runtime.tokenizer import Tokenizer
 from llmosd.system.snapshot import Snapshot
@@ -78,7 +78,18 @@ class Hibernation:
             raise LlmosError(f"nothing was hibernated: {self._directory.path}: {error.strerror}") from error
         for snapshot in taken:
             self._note("info", "request.hibernated", f"hibernated: {_progress(snapshot)}", snapshot.id)
-        return [await self._service.get(snapshot.id) for snapshot in taken]
+        views = {view.id: view for view in await self._service.requests()}
+        return [views[snapshot.id] for snapshot in taken if snapshot.id in views]
+
+    async def keep_suspended(self) -> None:
+        """For the daemon's end: who stands still by command will stand still in the next one."""
+        for id in self._service.suspended - self._images:
+            try:
+                await self.hibernate([id], stands=True)
+            except NotFound:
+                pass  # it has just ended
+            except LlmosError as error:
+                self._note("error", "request.lost", f"it ends with the daemon: {error.message}", id)
 
     async def _take_back(self, taken: Sequence[Snapshot], new: set[RequestId], stood: frozenset[RequestId]) -> None:
         await self._remove([self._directory.image(id) for id in new])

@@ -78,7 +78,7 @@ class RequestStream:
         if view.state is State.CANCELLED:
             return Cancelled(f"request {view.id} was cancelled: {self._reason}")
         if view.state is State.FAILED and by_stop and self.durable:
-            return Unavailable(f"the daemon was stopped; request {view.id} goes on when it starts again")
+            return Unavailable(f"the daemon was stopped; the next one takes up request {view.id} where it was")
         if view.state is State.FAILED and by_stop:
             return Unavailable(f"the daemon was stopped before request {view.id} had ended: ask again later")
         if view.state is State.FAILED:

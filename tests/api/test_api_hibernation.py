@@ -226,6 +226,8 @@ async def test_hibernated_requests_go_on_in_the_next_daemon(tmp_path: Path) -> N
                 assert shown[name] == row[name]
         finals = [await ended(house, id) for id in before]
         told = [note.text for note in house.notes if note.kind == "request.restored"]
+        assert house.value("vllm:time_to_first_token_seconds_count") == 1, "the others had their first token before"
+        assert house.value("vllm:request_success_total", finished_reason="length") == 1 + 2 + 4
         assert len(told) == 3 and not any(note.kind == "request.accepted" for note in house.notes)
     for final in finals:
         assert [choice["text"] for choice in final["choices"]] == [answer(300, c) for c in range(final["n"])]
@@ -244,8 +246,22 @@ async def test_a_stopped_daemon_leaves_images_and_tells_waiting_clients(tmp_path
         house.service.phase = house.service.phase.DRAINING
         await asyncio.wait_for(house.service.idle(), 5)  # it does not hold up the end
         house.service.stop()
-        assert "goes on when it starts again" in (await call).json()["error"]["message"]
+        assert "the next one takes up request r" in (await call).json()["error"]["message"]
     async with open_house(home=tmp_path) as house:
+        assert (await ended(house, "r"))["choices"][0]["text"] == answer(300)
+
+
+async def test_a_suspended_request_stands_still_in_the_next_daemon_too(tmp_path: Path) -> None:
+    async with open_house(home=tmp_path) as house:
+        call = await half_done(house, "r")
+        await house.http.post("/v1/requests/r/suspend")
+        await house.hibernation.keep_suspended()
+        house.service.stop()
+        await call
+    async with open_house(home=tmp_path) as house:
+        assert (await show(house, "r"))["state"] == "suspended"
+        await asyncio.wait_for(house.service.idle(), 5)
+        await house.http.post("/v1/requests/r/resume")
         assert (await ended(house, "r"))["choices"][0]["text"] == answer(300)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,8 @@ from llmosd.types import ENDED
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 TELL = [{"role": "user", "content": "Tell me a long story about a lighthouse and its keeper."}]
 COUNT = [{"role": "user", "content": "Count from one to two hundred in words."}]
-SAMPLED: dict[str, Any] = {"temperature": 0.8, "seed": 11, "max_tokens": 300, "ignore_eos": True}
-GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 300, "ignore_eos": True}
+SAMPLED: dict[str, Any] = {"temperature": 0.8, "seed": 11, "max_tokens": 200, "ignore_eos": True}
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 200, "ignore_eos": True}
 ASKED: dict[str, tuple[str, dict[str, Any]]] = {
     "greedy": (CHAT, {"messages": TELL, **GREEDY}),
     "greedy-text": (COMPLETIONS, {"prompt": "The old harbour town", **GREEDY}),
@@ -68,8 +70,8 @@ def streamed(daemon: Daemon, id: str, start: str) -> list[str]:
 
 @pytest.fixture
 def uninterrupted(home: Path) -> dict[str, list[tuple[str, str]]]:
-    with started(home, "--strict") as daemon:
-        return {id: texts(ask(daemon, id)) for id in ASKED}
+    with started(home, "--strict") as daemon, ThreadPoolExecutor(len(ASKED)) as clients:
+        return {id: texts(answer) for id, answer in zip(ASKED, clients.map(partial(ask, daemon), ASKED), strict=True)}
 
 
 def test_hibernated_generations_survive_kill_9(home: Path, uninterrupted: dict[str, list[tuple[str, str]]]) -> None:
@@ -110,3 +112,20 @@ def rows(daemon: Daemon) -> list[dict[str, Any]]:
 
 def lengths(shown: dict[str, Any]) -> str:
     return ",".join(str(len(choice["text"])) for choice in shown["choices"])
+
+
+def test_a_suspended_request_waits_through_a_stop(home: Path) -> None:
+    with started(home, "--strict") as daemon:
+        whole = texts(ask(daemon, "greedy"))
+    with started(home, "--strict") as daemon:
+        client = threading.Thread(target=ask_in_vain, args=(daemon, "greedy"))
+        client.start()
+        eventually(lambda: any(row["completion_tokens"] > 20 for row in rows(daemon)), "it is half done")
+        assert daemon.cli("suspend", "greedy").stdout == "greedy suspended\n"
+        daemon.signal(signal.SIGTERM)
+        daemon.wait()
+        client.join()
+    with started(home, "--strict") as daemon:
+        assert show(daemon, "greedy")["state"] == "suspended"
+        assert daemon.cli("resume", "greedy").returncode == 0
+        assert streamed(daemon, "greedy", "0") == [whole[0][0]]

@@ -8,9 +8,9 @@ import engine_world as world
 import pytest
 from engine_world import TICKETS, Listener, spec
 
-from llmosd.application.engine import Build, Cancel, Engine, Inspect, Renice, Submit
+from llmosd.application.engine import Build, Cancel, Engine, Hibernate, Inspect, Renice, Restore, Resume, Submit
 from llmosd.errors import ContextTooLong, InvalidRequest, ModelError, NotFound, Unavailable
-from llmosd.types import KernelStats, RequestView, State
+from llmosd.types import Ended, KernelStats, RequestView, State, StateChanged
 
 Launch = Callable[[Build], Engine]
 
@@ -81,6 +81,37 @@ def test_cancel_renice_and_inspect_act_on_running_requests(launch: Launch, liste
     last = listener.reply(again)
     assert isinstance(last, KernelStats)
     assert [r.id for r in last.requests] == ["b"]
+
+
+def test_what_one_engine_takes_down_another_takes_up(launch: Launch, listener: Listener) -> None:
+    engine = launch(world.build_paced)
+    for id in "ab":
+        engine.post(Submit(next(TICKETS), spec(id, max_tokens=200)))
+        listener.first_output(id)
+    unknown = Hibernate(next(TICKETS), ("a", "nobody"))
+    engine.post(unknown)
+    assert isinstance(listener.reply(unknown), NotFound)
+    assert not any(isinstance(event, StateChanged) and event.new is State.SUSPENDED for event in listener.events)
+    every = Hibernate(next(TICKETS), None)
+    engine.post(every)
+    snapshots = listener.reply(every)
+    assert isinstance(snapshots, tuple) and [snapshot.id for snapshot in snapshots] == ["a", "b"]
+    engine.stop(drain=False)
+    assert engine.join(timeout=30)
+    assert all(event.interrupted for event in listener.events if isinstance(event, Ended))
+
+    another = launch(world.build)
+    for snapshot in snapshots:
+        another.post(restore := Restore(next(TICKETS), snapshot, arrived=-snapshot.age))
+        view = listener.reply(restore)
+        assert isinstance(view, RequestView) and view.state is State.SUSPENDED
+    another.post(again := Restore(next(TICKETS), snapshots[0], arrived=0))
+    assert isinstance(listener.reply(again), InvalidRequest)
+    listener.batches.clear()
+    for id, snapshot in zip("ab", snapshots, strict=True):
+        another.post(Resume(next(TICKETS), id))
+        assert listener.ended(id).completion_tokens == 200
+        assert [*snapshot.branches[0].tokens, *listener.tokens(id)] == list(range(200))
 
 
 def test_drain_finishes_what_was_accepted_and_refuses_the_rest(launch: Launch, listener: Listener) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from llmosd.errors import StepError
+from llmosd.runtime.continuation import text_of
 from llmosd.runtime.distribution import Row
 from llmosd.runtime.executor import OnnxExecutor
 from llmosd.runtime.importer import ensure_graph
@@ -160,6 +161,41 @@ def test_preemption_changes_nothing(house: Callable[..., House]) -> None:
     crowded.finish()
     assert crowded.kernel.stats(False).preemptions > 0
     assert [crowded.told[f"r{number}", 0] for number in range(len(prompts))] == expected
+
+
+RESTORED = Sampling(temperature=0.9, max_tokens=14, seed=11, ignore_eos=True)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        replace(RESTORED, temperature=0.0, stop=("ris, and", "Paris is the qqq")),  # held back, and given out again
+        replace(RESTORED, repetition_penalty=1.2, frequency_penalty=0.5, presence_penalty=0.3, top_p=0.95),
+        replace(RESTORED, temperature=2.0, n=2),  # among its tokens are parts of characters
+    ],
+)
+def test_a_restored_request_goes_on_as_if_nothing_had_been(house: Callable[..., House], sampling: Sampling) -> None:
+    """At each step another kernel and executor take over: together the two say what one says."""
+    whole = house()
+    whole.submit("a", PROMPTS[0], sampling)
+    whole.finish()
+    for steps in range(len(whole.results)):
+        before, after = house(), house()
+        before.submit("a", PROMPTS[0], sampling)
+        for _ in range(steps):
+            before.step()
+        before.kernel.suspend("a", time.monotonic_ns())
+        snapshot = before.kernel.snapshot("a", time.monotonic_ns())
+        texts = [text_of(branch.tokens, snapshot.spec.sampling, after.tokenizer) for branch in snapshot.branches]
+        assert texts == [before.told.get(("a", choice), Told()).text for choice in range(sampling.n)]
+        after.kernel.restore(snapshot, time.monotonic_ns() - snapshot.age, time.monotonic_ns())
+        after.kernel.resume("a", time.monotonic_ns())
+        after.finish()
+        for key, expected in whole.told.items():
+            begun, rest = before.told.get(key, Told()), after.told.get(key, Told())
+            assert begun.text + rest.text == expected.text
+            assert begun.tokens + rest.tokens == expected.tokens
+            assert (begun.finish or rest.finish) == expected.finish
 
 
 def test_choices_differ_from_each_other_and_not_from_themselves(house: Callable[..., House]) -> None:

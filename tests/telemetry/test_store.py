@@ -73,6 +73,18 @@ async def test_many_accepted_at_once_are_all_there(store: Store, path: Path) -> 
     assert rows(path, "SELECT count(*) FROM requests") == [(500,)]
 
 
+async def test_a_restored_request_is_live_again(store: Store, path: Path) -> None:
+    await store.record_accepted(view("r1"))
+    store.add_events([Ended(finished("r1", state=State.FAILED, error="daemon stopped"), 350)])
+    await committed(store)
+    await store.record_restored(view("r1", state=State.SUSPENDED, completion_tokens=7))
+    read = "SELECT state, completion_tokens, ended_at, error FROM requests WHERE id = 'r1'"
+    assert rows(path, read) == [("suspended", 7, None, None)]
+    store.add_events([Ended(finished("r1"), 350)])
+    await committed(store)
+    assert rows(path, "SELECT state FROM requests WHERE id = 'r1'") == [("finished",)]
+
+
 async def test_an_ended_request_has_its_time_split_and_a_late_view_does_not_undo_it(store: Store, path: Path) -> None:
     await store.record_accepted(view("r1"))
     store.add_events([Ended(finished("r1"), 350)])
