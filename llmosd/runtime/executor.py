@@ -120,6 +120,8 @@ class OnnxExecutor:
         return tuple(results)
 
     def _draw(self, streams: list[Stream], rows: list[int], logits: Row) -> list[Draw | StepError]:
+        if not rows:
+            return []
         if not self._model.draws:
             return self._sampler.draw_rows(_take(logits, rows), streams)
         tokens = self._model.tokens.tolist()

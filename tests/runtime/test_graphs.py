@@ -12,12 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmosd.errors import ModelError, StepError
+from llmosd.runtime.executor import OnnxExecutor
 from llmosd.runtime.gguf_reader import GgufFile
 from llmosd.runtime.graph.gather import GatherOperators
 from llmosd.runtime.graph.llama import Operators, build_llama
 from llmosd.runtime.graph.native import NativeOperators
 from llmosd.runtime.paged_model import Backend, PagedModel, choose_backend
-from llmosd.types import KvFormat, WeightFormat
+from llmosd.runtime.tokenizer import Tokenizer, tokenizer_json, tokenizer_meta
+from llmosd.system.kernel import Kernel, Limits
+from llmosd.system.policy import POLICIES
+from llmosd.types import KvFormat, Output, RequestSpec, Sampling, WeightFormat
 from tests.reference import Reference
 from tests.runtime import tiny
 from tests.runtime.stepping import Stream, poison, prefill, step
@@ -131,6 +135,24 @@ def test_a_page_outside_the_pool_fails_the_step_and_not_the_process(exact: Paged
             step(exact, [(Stream(tokens(20), table, past=16), 4)])
     with pytest.raises(StepError):
         step(exact, [(Stream(tokens(20), [0]), 20)])  # more tokens than pages
+
+
+@pytest.mark.parametrize("backend", ["native", "gather"])
+def test_a_prompt_in_chunks_of_which_some_sample_nothing(
+    small: tuple[Path, GgufFile, Reference], backend: Backend
+) -> None:
+    path, source, reference = small
+    tokenizer = Tokenizer(tokenizer_json(source.tokenizer), tokenizer_meta(source.tokenizer, source.geometry.eos))
+    model = load(path, source, backend, "float32")
+    kernel = Kernel(Limits(1, 16, 1, tiny.CONTEXT, PAGE_TOKENS, PAGES), POLICIES["fcfs"]())
+    executor = OnnxExecutor(model, tokenizer, kernel.page_table, kernel.columns)
+    prompt = tokens(40)
+    kernel.submit(RequestSpec("r", "m", prompt, Sampling(temperature=0.0, max_tokens=3, ignore_eos=True)), 0)
+    told = list[int]()
+    while (plan := kernel.plan(0)) is not None:
+        for event in kernel.commit(plan, executor.execute(plan), 0):
+            told += event.tokens if isinstance(event, Output) else ()
+    assert told == reference.greedy(prompt, 3)
 
 
 def test_native_and_gather_agree(small: tuple[Path, GgufFile, Reference]) -> None:

@@ -117,6 +117,13 @@ class MemoryWorld:
         self.pool.unreserve(self.promises.pop(place % len(self.promises)))
         return True
 
+    def resize(self, pages: int) -> bool:
+        """Memory is given back or taken; what is in use stays, and what is promised can still be had."""
+        pages = min(pages, self.pool.most)
+        self.pool.resize(pages)
+        assert self.pool.total == pages or self.pool.available == 0, "it kept more than promises need"
+        return True
+
     def crash(self) -> bool:
         """All is thrown away and built anew; what was running computes again, as far as there is memory."""
         old = self.rows
@@ -131,6 +138,7 @@ class MemoryWorld:
             self.end(0, True)
         while self.promises:
             self.give_up(0)
+        self.pool.resize(self.pool.most)
         assert (self.pool.used, self.pool.available) == (0, self.pool.total), "pages have leaked"
         pages = [self.pool.draw() for _ in range(self.pool.total)]
         assert sorted(pages) == list(range(self.pool.total))
@@ -228,7 +236,7 @@ class MemoryWorld:
     def _check_cache(self, held: set[int]) -> None:
         """Every page in the tree holds what the tree says, and a page is only ever lost when nobody refers to it."""
         roots = {self.cache.root(salt).key: salt for salt in (*SALTS, "another")}
-        for page in range(self.pool.total):
+        for page in range(self.pool.most):
             if (node := self.cache.node_of(page)) is not None:
                 parent = node.parent
                 assert parent is not None

@@ -48,6 +48,10 @@ class MemoryMachine(RuleBasedStateMachine):
     def give_up(self, place: int) -> None:
         self.world.give_up(place)
 
+    @rule(pages=st.integers(0, 16))
+    def resize(self, pages: int) -> None:
+        self.world.resize(pages)
+
     @rule()
     def crash(self) -> None:
         self.world.crash()
@@ -87,6 +91,7 @@ def test_a_hundred_thousand_operations(seed: int) -> None:
         lambda: world.promise(random.randint(1, 3)): 3,
         lambda: world.give_up(place(99)): 3,
         lambda: world.evict(): 0.5,
+        lambda: world.resize(random.randint(10, 99)): 0.5,
         lambda: world.crash(): 0.1,
     }
     choices, weights = list(operations), list(operations.values())
