@@ -454,6 +454,50 @@ class UserUsage:
     generated_tokens: int = 0
 
 
+class PageState(StrEnum):
+    """What a page is used for, as one letter of a map."""
+
+    USED = "u"
+    SHARED = "s"  # more than one sequence refers to it
+    CACHED = "c"  # idle: kept for its contents until its memory is needed
+    LEAVING = "o"  # only a page-out, or a page-in that nobody wants any more, uses it
+    ARRIVING = "i"  # being read back
+    FREE = "."
+    GONE = "-"  # the pool has become smaller
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """One model's page pool, and swap space, at one moment.
+
+    Without `beyond`, used + leaving + cached + free pages are the total. Waste is in places for tokens: `unfilled` ones
+    after the last token, and `duplicate` ones that hold what another page in use holds too (None without a prefix
+    cache: nobody compares), pages that arrive left out. Promised pages are the third part of it.
+    """
+
+    model: str
+    page_tokens: int
+    total: int
+    used: int  # pages that a sequence refers to
+    shared: int  # of these, those that more than one refers to
+    arriving: int  # of these, those that are being read back
+    leaving: int  # pages that only a transfer uses
+    beyond: int  # pages used or leaving for which the pool has become too small meanwhile
+    cached: int
+    reserved: int  # of the cached and the free, promised and not drawn yet
+    unfilled: int
+    duplicate: int | None
+    map: str  # a PageState for each `pages_per_code` pages, the commonest of them
+    pages_per_code: int
+    slots: int  # pages that the swap space has room for
+    slots_used: int
+    swapped: int  # requests that have pages there, or on the way there or back
+
+    @property
+    def free(self) -> int:
+        return self.total - (self.used + self.leaving - self.beyond) - self.cached
+
+
 @dataclass(frozen=True, slots=True)
 class KernelStats:
     """Gauges and counters of the kernel at one moment."""
@@ -481,7 +525,6 @@ class KernelStats:
     pages_cached: int = 0  # kept for their prefixes, nobody refers to them
     reused_tokens: int = 0  # found in the prefix cache instead of computed
     parked: int = 0  # of the waiting, those that wait for their user's quota
-    users: tuple[UserUsage, ...] = ()  # with `requests` only
     swap_slots: int = 0  # pages that the swap space has room for
     swap_slots_used: int = 0
     swap_outs: int = 0  # pages written, failures included
@@ -489,3 +532,6 @@ class KernelStats:
     swap_failures: int = 0  # of these
     swapped: int = 0  # times that a request's pages were swapped out
     recomputed_tokens: int = 0  # that evicted requests had computed before
+    pages_reserved: int = 0  # promised, not drawn yet
+    users: tuple[UserUsage, ...] = ()  # with `requests` only, and so
+    pools: tuple[PoolView, ...] = ()  # one a model

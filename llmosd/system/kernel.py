@@ -15,6 +15,7 @@ from llmosd.system.admission import resolve_max_tokens, validate, validate_nice
 from llmosd.system.costs import Costs
 from llmosd.system.eviction import Eviction
 from llmosd.system.limits import Limits
+from llmosd.system.memory import look
 from llmosd.system.pager import Pager
 from llmosd.system.pages import PagePool, PageTable
 from llmosd.system.policy import Policy
@@ -347,7 +348,7 @@ class Kernel:
             drafted_tokens=self._speculation.drafted if self._speculation else 0,
             accepted_tokens=self._speculation.accepted if self._speculation else 0,
             policy=self.policy.name,
-            pages_cached=pool.cache.idle,
+            pages_cached=pool.idle,
             reused_tokens=self._reuse.hits,
             swap_slots=self._pager.space.total,
             swap_slots_used=self._pager.space.used,
@@ -358,7 +359,11 @@ class Kernel:
             recomputed_tokens=self._eviction.recomputed,
             requests=tuple(self.views()) if requests else (),
             parked=self.policy.parked,
+            pages_reserved=pool.reserved,
             users=self._accounts.usage() if requests else (),
+            pools=(look(self.model, self._table, self._reuse, self._pager, self._requests.values()),)
+            if requests
+            else (),
         )
 
     def check(self) -> None:

@@ -143,4 +143,5 @@ def _sum(stats: Iterable[KernelStats]) -> KernelStats:
     numbers = {name: sum(getattr(one, name) for one in (first, *others)) for name in _ADDED_UP}
     requests = tuple(view for one in (first, *others) for view in one.requests)
     users = by_user(usage for one in (first, *others) for usage in one.users)
-    return replace(first, **numbers, requests=requests, users=users)
+    pools = tuple(pool for one in (first, *others) for pool in one.pools)
+    return replace(first, **numbers, requests=requests, users=users, pools=pools)

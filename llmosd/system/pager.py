@@ -108,6 +108,11 @@ class Pager:
             return None
         return image
 
+    def inward(self) -> set[int]:
+        """Pages that are being read back."""
+        images = {image for image in self._images.values() if image.inward}
+        return {page for image in images for page in image.under_way.values()}
+
     # ---- small things
 
     def _ask(self, image: Image, pages: dict[int, int]) -> None:

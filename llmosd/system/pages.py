@@ -9,11 +9,14 @@ refers to it: a copy or a transfer uses it.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
+from itertools import repeat
 
 from llmosd.system.prefix_cache import PrefixCache
-from llmosd.types import PageCopy
+from llmosd.types import PageCopy, PageState
 
 UNUSED = -1
+_STATES = [ord(state) for state in (PageState.FREE, PageState.USED, PageState.SHARED)]  # by references
 
 
 class PagePool:
@@ -41,9 +44,14 @@ class PagePool:
         self._idle_beyond: set[int] = set()  # to be taken out of the cache, with what follows them there
 
     @property
+    def idle(self) -> int:
+        """Pages that nobody refers to and the cache keeps."""
+        return self.cache.idle - len(self._idle_beyond)
+
+    @property
     def free(self) -> int:
         """Pages that nobody refers to, idle ones included."""
-        return len(self._free) + self.cache.idle - len(self._idle_beyond)
+        return len(self._free) + self.idle
 
     @property
     def used(self) -> int:
@@ -189,6 +197,21 @@ class PagePool:
     def _is_free(self, page: int) -> bool:
         return not self._is_in_use(page) and not self.cache.is_idle(page)
 
+    # ---- inspection
+
+    def states(self, arriving: Iterable[int]) -> bytes:
+        """A `PageState` for each page that was ever there, between steps."""
+        states = bytearray(map(_STATES.__getitem__, map(min, self._references, repeat(2))))
+        for page in self.cache.idle_pages():
+            states[page] = ord(PageState.CACHED)
+        for page in arriving:
+            states[page] = ord(PageState.ARRIVING)
+        for page in self._pins:
+            if self._references[page] == 0:
+                states[page] = ord(PageState.LEAVING)
+        beyond = states[self.total :]
+        return bytes(states[: self.total] + beyond.replace(PageState.FREE.encode(), PageState.GONE.encode()))
+
     def check(self) -> None:
         self.cache.check()
         free = set(self._free)
@@ -247,7 +270,7 @@ class PageTable:
 
     def needed_together(self, parts: list[tuple[int, int, int]]) -> int:
         """Pages to be drawn for all of (row, past, end): the last to write to a page they share does not copy it."""
-        pages = [self._last_page(row) for row, past, _ in parts if self._must_copy(row, past)]
+        pages = [self.last_page(row) for row, past, _ in parts if self._must_copy(row, past)]
         last = sum(pages.count(page) == self.pool.references(page) for page in set(pages))
         return sum(self.needed(*part) for part in parts) - last
 
@@ -309,13 +332,13 @@ class PageTable:
     def _must_copy(self, row: int, past: int) -> bool:
         if not self.pool.shared:  # nearly always: asked for each sequence of each step
             return False
-        return past % self.page_tokens > 0 and self.pool.references(self._last_page(row)) > 1
+        return past % self.page_tokens > 0 and self.pool.references(self.last_page(row)) > 1
 
-    def _last_page(self, row: int) -> int:
+    def last_page(self, row: int) -> int:
         return self.entries[row * self.columns + self._lengths[row] - 1]
 
     def _unshare(self, row: int) -> PageCopy:
-        source, target = self._last_page(row), self.pool.draw()
+        source, target = self.last_page(row), self.pool.draw()
         self.entries[row * self.columns + self._lengths[row] - 1] = target
         self.pool.drop(source)
         return PageCopy(source, target)

@@ -12,6 +12,7 @@ and cost weigh together (GreedyDual; Young 1994, Cao and Irani 1997).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from hashlib import blake2b
 from heapq import heappop, heappush
 
@@ -136,6 +137,9 @@ class PrefixCache:
     def idle(self) -> int:
         """Pages of the tree that nobody refers to: memory that is there for the taking."""
         return len(self._idle)
+
+    def idle_pages(self) -> Iterable[int]:
+        return self._idle
 
     def is_idle(self, page: int) -> bool:
         return page in self._idle

@@ -72,7 +72,7 @@ class PrefixReuse:
         if not self.is_at_border(sequence):
             return pages
         while sequence.past + self._size <= self._end(sequence):
-            node = self._cache.find(self._place(sequence), _bytes(sequence, sequence.past, sequence.past + self._size))
+            node = self._cache.find(self.place(sequence), _bytes(sequence, sequence.past, sequence.past + self._size))
             if node is None:
                 break
             self.adopt(sequence, [node])
@@ -83,7 +83,7 @@ class PrefixReuse:
         """(page, tokens) of the tree worth copying from at the border where the sequence stands."""
         if not self.is_at_border(sequence):
             return None, 0
-        node, common = self._cache.closest(self._place(sequence), self._ahead(sequence))
+        node, common = self._cache.closest(self.place(sequence), self._ahead(sequence))
         return (node, common) if common >= self._worth_copying else (None, 0)
 
     def take(self, sequence: Sequence, node: Node, common: int, target: int) -> PageCopy:
@@ -128,7 +128,7 @@ class PrefixReuse:
 
     def _settle_page(self, sequence: Sequence, column: int) -> None:
         tokens = _bytes(sequence, column * self._size, (column + 1) * self._size)
-        parent, page = self._place(sequence), self._table.page(sequence.row, column)
+        parent, page = self.place(sequence), self._table.page(sequence.row, column)
         known = self._cache.find(parent, tokens)
         if known is None or known.page != page:
             if (tail := self._cache.node_of(page)) is not None:
@@ -148,14 +148,25 @@ class PrefixReuse:
         if (tail := self._cache.node_of(page)) is not None:
             tail.tokens = tokens
         elif self._pool.references(page) == 1:
-            _, common = self._cache.closest(self._place(sequence), tokens)
+            _, common = self._cache.closest(self.place(sequence), tokens)
             if common * TOKEN_BYTES < len(tokens):
-                self._cache.insert(self._place(sequence), tokens, page)
+                self._cache.insert(self.place(sequence), tokens, page)
+
+    # ---- inspection
+
+    @property
+    def remembers(self) -> bool:
+        return self._remember
+
+    def tail(self, sequence: Sequence) -> bytes:
+        """The tokens in its last page."""
+        return _bytes(sequence, sequence.past // self._size * self._size, sequence.past)
+
+    def place(self, sequence: Sequence) -> Node:
+        """Its last full page in the tree, or the root."""
+        return sequence.node or self._cache.root(sequence.request.salt)
 
     # ---- small things
-
-    def _place(self, sequence: Sequence) -> Node:
-        return sequence.node or self._cache.root(sequence.request.salt)
 
     def _end(self, sequence: Sequence) -> int:
         """How far a sequence can do without computing."""

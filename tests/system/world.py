@@ -49,6 +49,7 @@ class World:
         self.page_ns: Counter[str] = Counter()  # by request
         self.now = 0
         self.submitted = 0
+        self.prefixes = prefixes
         self.parked = 0  # request·steps
         self._disk: dict[str, Any] = {}
         self._boot()
@@ -188,6 +189,7 @@ class World:
         self.oracle.steps += 1
         self.kernel.check()
         self._check_views()
+        self._check_memory()
         return plan
 
     def drain(self) -> None:
@@ -237,6 +239,33 @@ class World:
             quota = self.oracle.quotas.of(user)
             most = min(quota.pages or self.limits.pages, max(1, int(quota.share * self.limits.pages)))
             assert pages <= most or most == self.limits.pages, f"{user} holds {pages} pages of {most}"
+
+    def _check_memory(self) -> None:
+        """Every place of the pool, looked at one by one."""
+        [pool] = self.kernel.stats(True).pools
+        table, size = self.kernel._table, self.limits.page_tokens
+        places: dict[tuple[int, int], tuple[object, ...]] = {}  # (page, place in it) → what it holds
+        used, ends = set[int](), dict[int, int]()
+        arriving = set[int]()
+        for request in self.kernel._scheduler.running:
+            for sequence in request.live:
+                if request.returning:
+                    arriving |= {table.page(sequence.row, column) for column in range(table.pages(sequence.row))}
+                    continue
+                history = tuple(sequence.history(0, sequence.past))
+                used |= {table.page(sequence.row, column) for column in range(table.pages(sequence.row))}
+                for at in range(sequence.past):
+                    places[table.page(sequence.row, at // size), at % size] = (request.salt, *history[: at + 1])
+                if sequence.past % size:
+                    ends[table.last_page(sequence.row)] = -sequence.past % size
+        assert pool.used == len(used | arriving)
+        assert pool.unfilled == len(used) * size - len(places) == sum(ends.values())
+        twins = len(places) - len(set(places.values()))
+        assert pool.duplicate == (twins if self.prefixes else None)
+        count = Counter(pool.map)
+        assert count["u"] + count["s"] + count["i"] == pool.used and count["s"] <= pool.shared
+        assert (count["i"], count["o"], count["."]) == (pool.arriving, pool.leaving, pool.free)
+        assert pool.map[: pool.total].count("c") == pool.cached
 
     def _find_queue(self) -> None:
         self.oracle.queue = {view.id for view in self.kernel.views() if view.position is not None}
