@@ -23,6 +23,7 @@ class Row:
 
     number: int
     salt: str
+    family: int  # those forked from each other have one in common
     tokens: list[int] = field(default_factory=list)
     states: list[int] = field(default_factory=list)
     node: Node | None = None  # its last full page in the cache
@@ -39,7 +40,7 @@ class MemoryWorld:
     def __init__(self, pages: int, rows: int, columns: int, size: int) -> None:
         self.shape = (pages, rows, columns, size)
         self.size = size
-        self.evicted = self.copied = 0
+        self.evicted = self.copied = self.families = 0
         self._build()
 
     def _build(self) -> None:
@@ -59,7 +60,7 @@ class MemoryWorld:
         """A sequence with a prompt: what the cache knows is shared, what it has in common with a page is copied."""
         if not self.table.free_rows:
             return False
-        row = Row(self.table.take_row(), salt)
+        row = self._new_row(salt)
         self.rows.append(row)
         path = self.cache.walk(self.cache.root(salt), as_bytes(tokens[:-1]))
         assert path == self._expected_path(salt, tokens[:-1]), "the cache knows other pages"
@@ -80,7 +81,9 @@ class MemoryWorld:
         if not self.rows or not self.table.free_rows:
             return False
         source = self.rows[place % len(self.rows)]
-        target = Row(self.table.take_row(), source.salt, list(source.tokens), list(source.states), source.node)
+        target = Row(
+            self.table.take_row(), source.salt, source.family, list(source.tokens), list(source.states), source.node
+        )
         self.table.fork(source.number, target.number)
         self.rows.append(target)
         return True
@@ -98,7 +101,7 @@ class MemoryWorld:
         """A sequence takes all memory that is there, and leaves: whatever was idle before is gone or was its own."""
         if not self.table.free_rows or not self.pool.available:
             return False
-        row = Row(self.table.take_row(), "another")
+        row = self._new_row("another")
         pages = min(self.pool.available, self.table.columns)
         self.rows.append(row)
         self._append(row, [self.evicted % 7] * (pages * self.size))
@@ -148,6 +151,10 @@ class MemoryWorld:
         self.check()
 
     # ---- how
+
+    def _new_row(self, salt: str) -> Row:
+        self.families += 1
+        return Row(self.table.take_row(), salt, self.families)
 
     def _append(self, row: Row, tokens: list[int]) -> bool:
         past, end = len(row.tokens), len(row.tokens) + len(tokens)
@@ -219,12 +226,16 @@ class MemoryWorld:
         held = set[int]()
         for row in self.rows:
             self._check_row(row, held)
-        assert self.pool.used == len(held), "pages are in use that nobody refers to"
+        assert self.pool.used == len(held | self.in_transfer), "pages are in use that nobody refers to"
         assert self.pool.reserved == sum(self.promises)
         lengths = [len(row.tokens) for row in self.rows]
         places = self.size * sum(self.table.pages(row.number) for row in self.rows)
         assert places - sum(lengths) == sum(-length % self.size for length in lengths), "more is wasted than last pages"
         self._check_cache(held)
+
+    @property
+    def in_transfer(self) -> set[int]:
+        return set()
 
     def _check_row(self, row: Row, held: set[int]) -> None:
         pages = [self.table.page(row.number, column) for column in range(self.table.pages(row.number))]
