@@ -1,7 +1,7 @@
 """The engine as the daemon builds it, without HTTP, bus and database: reads rounds of requests from standard input.
 
 A line in is a JSON list of bodies as /v1/completions takes them, with token ids as prompts; a line out says how long
-they took together, the process's CPU time, and the share of the step time outside ONNX Runtime.
+they took together, the process's CPU time, and what steps that decode in all slots took outside ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 
 from llmosd.application import blueprint
 from llmosd.application.engine import Batch, Submit, ThreadEngine
+from llmosd.application.http.schema import completion_body
 from llmosd.config import Config
 from llmosd.runtime.installed import find
-from llmosd.types import Ended, RequestSpec, Sampling, StepStats
+from llmosd.types import Ended, RequestSpec, StepStats
 
 
 class Listener:
@@ -49,7 +50,7 @@ def submits(bodies: list[dict[str, Any]], ticket: int) -> list[Submit]:
                 f"r{ticket + i}",
                 body["model"],
                 body["prompt"],
-                Sampling(temperature=0.0, max_tokens=body["max_tokens"], ignore_eos=True),
+                completion_body(json.dumps(body).encode()).sampling(),
                 arrived=now,
             ),
         )
@@ -57,7 +58,9 @@ def submits(bodies: list[dict[str, Any]], ticket: int) -> list[Submit]:
     ]
 
 
-def answer(engine: ThreadEngine, listener: Listener, bodies: list[dict[str, Any]], ticket: int) -> dict[str, float]:
+def answer(
+    engine: ThreadEngine, listener: Listener, bodies: list[dict[str, Any]], ticket: int, slots: int
+) -> dict[str, float]:
     listener.expect(len(bodies))
     commands = submits(bodies, ticket)
     began, cpu = time.perf_counter(), time.process_time()
@@ -65,14 +68,16 @@ def answer(engine: ThreadEngine, listener: Listener, bodies: list[dict[str, Any]
         engine.post(command)
     listener.over.wait()
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    run = sum(step.run_ns for step in listener.steps)
-    all_ns = sum(step.plan_ns + step.execute_ns + step.commit_ns for step in listener.steps)
-    return {"seconds": seconds, "cpu": cpu, "overhead": 1 - run / all_ns}
+    steps = [step for step in listener.steps if step.sequences == slots and not step.prefill_tokens]
+    run, whole = sum(step.run_ns for step in steps), sum(step.total_ns for step in steps)
+    outside = {"overhead": 1 - run / whole, "overhead_us": (whole - run) / len(steps) / 1e3}
+    return {"seconds": seconds, "cpu": cpu, "step_ms": whole / len(steps) / 1e6} | outside
 
 
 def main() -> None:
-    home, model, spin = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "1"
-    plan = blueprint.draw(Config(home=home, model=model, spin=spin), find(home, model), lambda stage, done, total: None)
+    home, model, spin, slots = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "1", int(sys.argv[4])
+    config = Config(home=home, model=model, spin=spin, slots=slots)
+    plan = blueprint.draw(config, find(home, model), lambda stage, done, total: None)
     listener = Listener()
     engine = ThreadEngine(plan, listener)
     engine.start()
@@ -80,7 +85,7 @@ def main() -> None:
     ticket = 1
     for line in sys.stdin:
         bodies = json.loads(line)
-        print(json.dumps(answer(engine, listener, bodies, ticket)), flush=True)
+        print(json.dumps(answer(engine, listener, bodies, ticket, slots)), flush=True)
         ticket += len(bodies)
 
 

@@ -3,6 +3,10 @@
 Each round the same requests go to an engine driven without HTTP (kernel, executor and loop in a process of its own) and
 through the HTTP API of daemons, in alternating order. Tokens/s count from the first request to the last stream's end,
 prefill included. The client reads raw sockets; its share of the machine is printed, since it takes it from the daemon.
+
+What a step costs outside ONNX Runtime is taken from steps that only decode, with all slots at work: from when as many
+streams have their second token until the fastest has three quarters of its own. It is all the time from one commit to
+the next without the graph's operators, so that waits for the interpreter lock count, and ONNX Runtime's own way back.
 """
 
 from __future__ import annotations
@@ -34,54 +38,95 @@ from llmosd.config import default_home
 
 PROMPT_TOKENS = 64
 MODEL = "smollm2-135m-instruct"
+SAMPLED = {
+    "temperature": 0.8,
+    "top_p": 0.95,
+    "repetition_penalty": 1.1,
+    "frequency_penalty": 0.2,
+    "presence_penalty": 0.1,
+    "logprobs": 5,
+    "seed": 1,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Shares are of one core; `overhead` is the part of the step time that is not spent inside ONNX Runtime."""
+    """Shares are of one core; `overhead` is the part of decode steps' time that is not spent inside ONNX Runtime."""
 
     tokens_per_s: float
     client: float = 0.0
     event_loop: float = 0.0
     engine: float = 0.0
     overhead: float = 0.0
+    overhead_us: float = 0.0  # of a step
+    step_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """`sampled`: every second stream with temperature, top-p, three penalties and 5 logprobs, the others greedy."""
+
+    streams: int
+    slots: int
+    tokens: int
+    sampled: bool
 
 
 # ------------------------------------------------------------ the client
 
 
-def bodies(seed: int, streams: int, tokens: int) -> list[bytes]:
+def bodies(seed: int, load: Load) -> list[bytes]:
     """A request a stream, no two with a common beginning."""
     draw = random.Random(seed)
-    shared = {"model": MODEL, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
-    prompts = ([draw.randrange(1000, 40000) for _ in range(PROMPT_TOKENS)] for _ in range(streams))
-    return [json.dumps(shared | {"prompt": prompt}).encode() for prompt in prompts]
+    shared = {"model": MODEL, "max_tokens": load.tokens, "temperature": 0, "ignore_eos": True, "stream": True}
+    prompts = ([draw.randrange(1000, 40000) for _ in range(PROMPT_TOKENS)] for _ in range(load.streams))
+    return [
+        json.dumps(shared | {"prompt": prompt} | (SAMPLED if load.sampled and number % 2 else {})).encode()
+        for number, prompt in enumerate(prompts)
+    ]
 
 
-def read_streams(address: tuple[str, int], requests: list[bytes]) -> float:
-    """Seconds from the first request to the end of the last stream."""
+@dataclass(slots=True)
+class Received:
+    """What a stream brought: the end of its bytes, and how many events."""
+
+    end: bytes = b""
+    events: int = 0
+
+
+def read_streams(address: tuple[str, int], requests: list[bytes], load: Load, mark: Callable[[], None]) -> float:
+    """Seconds from the first request to the end of the last stream; `mark` is called where decoding begins and ends."""
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
     selector = selectors.DefaultSelector()
+    received = [Received() for _ in requests]
     began = time.perf_counter()
-    for body in requests:
+    for body, one in zip(requests, received, strict=True):
         connection = socket.create_connection(address)
         connection.sendall(head % len(body) + body)
-        selector.register(connection, selectors.EVENT_READ, bytearray())
+        selector.register(connection, selectors.EVENT_READ, one)
+    marks = [
+        lambda: sum(one.events > 1 for one in received) >= load.slots,
+        lambda: max(one.events for one in received) >= 0.75 * load.tokens,
+    ]
     while selector.get_map():
         for key, _ in selector.select():
             _read_some(selector, key)
+        if marks and marks[0]():
+            marks.pop(0)
+            mark()
     return time.perf_counter() - began
 
 
 def _read_some(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
     assert isinstance(key.fileobj, socket.socket)
     if data := key.fileobj.recv(65536):
-        key.data.extend(data)
+        key.data.events += data.count(b"data: ")
+        key.data.end = (key.data.end + data)[-2000:]
         return
     selector.unregister(key.fileobj)
     key.fileobj.close()
-    if b'"finish_reason":"length"' not in key.data or b"data: [DONE]" not in key.data:
-        raise SystemExit(f"a stream did not end as it should: {bytes(key.data[-500:])!r}")
+    if b'"finish_reason":"length"' not in key.data.end or b"data: [DONE]" not in key.data.end:
+        raise SystemExit(f"a stream did not end as it should: {key.data.end!r}")
 
 
 # ------------------------------------------------------------ what is measured
@@ -90,8 +135,9 @@ def _read_some(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> 
 class BareEngine:
     """bare_engine.py in a process of its own, asked over pipes."""
 
-    def __init__(self, home: Path, spin: bool) -> None:
-        command = [sys.executable, str(Path(__file__).with_name("bare_engine.py")), str(home), MODEL, str(int(spin))]
+    def __init__(self, home: Path, load: Load, spin: bool) -> None:
+        script = Path(__file__).with_name("bare_engine.py")
+        command = [sys.executable, str(script), str(home), MODEL, str(int(spin)), str(load.slots)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._answer()
 
@@ -101,7 +147,8 @@ class BareEngine:
         self._process.stdin.write(f"[{','.join(map(bytes.decode, requests))}]\n")
         self._process.stdin.flush()
         answer = self._answer()
-        return Run(tokens / answer["seconds"], engine=answer["cpu"] / answer["seconds"], overhead=answer["overhead"])
+        steps = (answer[name] for name in ("overhead", "overhead_us", "step_ms"))
+        return Run(tokens / answer["seconds"], 0.0, 0.0, answer["cpu"] / answer["seconds"], *steps)
 
     def close(self) -> None:
         self._process.terminate()
@@ -116,12 +163,13 @@ class BareEngine:
 class Daemon:
     """One of its own, with its database and broker."""
 
-    def __init__(self, models: Path, spin: bool) -> None:
+    def __init__(self, models: Path, load: Load, spin: bool) -> None:
+        self._load = load
         self._folder = tempfile.TemporaryDirectory()
         home = Path(self._folder.name)
         (home / "models").symlink_to(models)
         command = [sys.executable, "-m", "llmosd", "start", "--port", "0", "--mqtt-port", "0"]
-        command.append("--spin" if spin else "--no-spin")
+        command += ["--spin" if spin else "--no-spin", "--slots", str(load.slots)]
         with (home / "log").open("wb") as log:
             environment = os.environ | {"LLMOS_HOME": str(home)}
             self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -130,12 +178,14 @@ class Daemon:
 
     def run(self, requests: list[bytes]) -> Run:
         tokens = sum(json.loads(body)["max_tokens"] for body in requests)
-        threads, steps, client = ThreadTimes(self._process.pid), self._step_seconds(), time.process_time()
-        seconds = read_streams(self._address, requests)
+        threads, totals, client = ThreadTimes(self._process.pid), list[tuple[float, ...]](), time.process_time()
+        seconds = read_streams(self._address, requests, self._load, lambda: totals.append(self._step_totals()))
         client = time.process_time() - client
         loop, others = threads.since()
-        run, overhead = (after - before for after, before in zip(self._step_seconds(), steps, strict=True))
-        return Run(tokens / seconds, client / seconds, loop / seconds, others / seconds, overhead / (run + overhead))
+        run, overhead, steps = (after - before for before, after in zip(*totals, strict=True))
+        whole = run + overhead
+        shares = (client / seconds, loop / seconds, others / seconds, overhead / whole)
+        return Run(tokens / seconds, *shares, 1e6 * overhead / steps, 1e3 * whole / steps)
 
     def idle_share(self, seconds: float) -> float:
         """Of one core, broker included; without a client."""
@@ -156,23 +206,22 @@ class Daemon:
             time.sleep(0.1)
         raise SystemExit(f"a daemon did not start:\n{(home / 'log').read_text()}")
 
-    def _step_seconds(self) -> tuple[float, float]:
-        """Inside ONNX Runtime and outside, of all steps so far."""
+    def _step_totals(self) -> tuple[float, ...]:
+        """Seconds inside ONNX Runtime and outside, and number, of all steps so far."""
         with socket.create_connection(self._address) as connection:
             connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             text = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
-        run, overhead = (
-            float(found[1]) if (found := re.search(rf"^{name}{{.*}} (\S+)$", text, re.MULTILINE)) else 0.0
-            for name in ("llmos_step_run_seconds_total", "llmos_step_overhead_seconds_total")
+        return tuple(
+            float(found[1]) if (found := re.search(rf"^llmos_step_{name}{{.*}} (\S+)$", text, re.MULTILINE)) else 0.0
+            for name in ("run_seconds_total", "overhead_seconds_total", "seconds_count")
         )
-        return run, overhead
 
 
 # ------------------------------------------------------------ rounds
 
 
 @contextmanager
-def subjects(home: Path) -> Iterator[dict[str, Callable[[list[bytes]], Run]]]:
+def subjects(home: Path, load: Load) -> Iterator[dict[str, Callable[[list[bytes]], Run]]]:
     """What takes turns: the bare engine first, which the others are compared with."""
     with ExitStack() as ending:
 
@@ -181,20 +230,18 @@ def subjects(home: Path) -> Iterator[dict[str, Callable[[list[bytes]], Run]]]:
             return subject.run
 
         yield {
-            "bare engine": keep(BareEngine(home, spin=True)),
-            "daemon": keep(Daemon(home / "models", spin=True)),
-            "daemon, no spin": keep(Daemon(home / "models", spin=False)),
+            "bare engine": keep(BareEngine(home, load, spin=True)),
+            "daemon": keep(Daemon(home / "models", load, spin=True)),
+            "daemon, no spin": keep(Daemon(home / "models", load, spin=False)),
         }
 
 
-def take_turns(
-    run: dict[str, Callable[[list[bytes]], Run]], rounds: int, streams: int, tokens: int
-) -> dict[str, list[Run]]:
+def take_turns(run: dict[str, Callable[[list[bytes]], Run]], rounds: int, load: Load) -> dict[str, list[Run]]:
     """One unrecorded round, then each subject once a round, in an order that turns about."""
     names, runs = list(run), {name: list[Run]() for name in run}
     for number in range(-1, rounds):
         for name in names if number % 2 else names[::-1]:
-            measured = run[name](bodies(number, streams, tokens if number >= 0 else 4))
+            measured = run[name](bodies(number, load))
             if number >= 0:
                 runs[name].append(measured)
                 print(f"{name}: {measured.tokens_per_s:.0f} tokens/s", file=sys.stderr, flush=True)
@@ -218,8 +265,8 @@ def median_interval(values: list[float]) -> tuple[float, float, float]:
 def table(runs: dict[str, list[Run]]) -> str:
     base = next(iter(runs.values()))
     lines = [
-        "| | tokens/s | ratio, 95 % | client | event loop | engine | outside run |",
-        "|---|---|---|---|---|---|---|",
+        "| | tokens/s | ratio, 95 % | client | event loop | engine | step | outside run, 95 % | µs |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, measured in runs.items():
         pairs = zip(measured, base, strict=True)
@@ -227,11 +274,17 @@ def table(runs: dict[str, list[Run]]) -> str:
         speeds = [run.tokens_per_s for run in measured]
         shares = [
             statistics.median(100 * getattr(run, share) for run in measured)
-            for share in ("client", "event_loop", "engine", "overhead")
+            for share in ("client", "event_loop", "engine")
         ]
+        step, outside = (
+            statistics.median(getattr(run, name) for run in measured) for name in ("step_ms", "overhead_us")
+        )
+        share, least, most = (100 * value for value in median_interval([run.overhead for run in measured]))
         lines.append(
             f"| {name} | {statistics.median(speeds):.0f} ({min(speeds):.0f} … {max(speeds):.0f}) | "
-            f"{middle:.2f} ({low:.2f} … {high:.2f}) | " + " | ".join(f"{share:.1f} %" for share in shares) + " |"
+            f"{middle:.2f} ({low:.2f} … {high:.2f}) | "
+            + " | ".join(f"{share:.1f} %" for share in shares)
+            + f" | {step:.1f} ms | {share:.1f} % ({least:.1f} … {most:.1f}) | {outside:.0f} |"
         )
     return "\n".join(lines)
 
@@ -241,19 +294,22 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=default_home(), help="data directory with the installed model")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--slots", type=int, help="sequences that run at once (default: one a stream)")
+    parser.add_argument("--sampled", action="store_true", help="every second stream sampled, penalised, with logprobs")
     parser.add_argument("--tokens", type=int, default=96, help="generated by each stream")
     parser.add_argument("--idle", type=float, metavar="S", help="measure an idle daemon for so many seconds instead")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
-    result: dict[str, Any] = {"machine": asdict(machine_facts())}
+    load = Load(args.streams, args.slots or args.streams, args.tokens, args.sampled)
+    result: dict[str, Any] = {"machine": asdict(machine_facts()), "load": asdict(load)}
     if args.idle:
-        daemon = Daemon(args.home.absolute() / "models", spin=True)
+        daemon = Daemon(args.home.absolute() / "models", load, spin=True)
         result["idle"] = daemon.idle_share(args.idle)
         daemon.close()
         print(f"idle: {100 * result['idle']:.2f} % of a core over {args.idle:g} s, broker included")
     else:
-        with subjects(args.home.absolute()) as run:
-            runs = take_turns(run, args.rounds, args.streams, args.tokens)
+        with subjects(args.home.absolute(), load) as run:
+            runs = take_turns(run, args.rounds, load)
         result["runs"] = {name: [asdict(one) for one in measured] for name, measured in runs.items()}
         print(table(runs))
     if args.json:

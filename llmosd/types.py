@@ -266,7 +266,7 @@ class StepResult:
 
     step: int
     sequences: tuple[SequenceResult, ...]
-    run_ns: Nanoseconds = 0  # inside ONNX Runtime
+    run_ns: Nanoseconds = 0  # inside ONNX Runtime, without the way back: a wait for the interpreter lock is none of it
     execute_ns: Nanoseconds = 0  # whole of Executor.execute
     transfers: tuple[TransferDone, ...] = ()
     loads: tuple[LoadDone, ...] = ()  # one for each of the plan
@@ -435,6 +435,11 @@ class StepStats:
     execute_ns: Nanoseconds
     run_ns: Nanoseconds
     commit_ns: Nanoseconds
+    between_ns: Nanoseconds = 0  # since the commit before, unless the engine was idle: commands, statistics, hand-over
+
+    @property
+    def total_ns(self) -> Nanoseconds:
+        return self.between_ns + self.plan_ns + self.execute_ns + self.commit_ns
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,7 @@ class Loop:
         self._phase = Phase.RUNNING
         self._in_flight: Plan | None = None
         self._held: Batch | None = None  # what the last step gave
+        self._committed: Nanoseconds | None = None  # when that was; None if the engine was idle since
 
     def run(self) -> None:
         """Until stopped; what an unexpected exception ends is told so before the exception goes on."""
@@ -186,6 +187,7 @@ class Loop:
 
     def _step(self) -> None:
         began = self._clock()
+        between = began - (began if self._committed is None else self._committed)
         plan = self._in_flight = self._kernel.plan(began)
         assert plan is not None, "requests are live but nothing can run"
         planned = self._clock()
@@ -193,6 +195,7 @@ class Loop:
         executed = self._clock()
         events = self._kernel.commit(plan, result, executed)
         self._in_flight = None
+        self._committed = committed = self._clock()
         prefill, decode = _fed(plan.sequences)
         stats = StepStats(
             step=plan.step,
@@ -206,12 +209,14 @@ class Loop:
             plan_ns=planned - began,
             execute_ns=executed - planned,
             run_ns=result.run_ns,
-            commit_ns=self._clock() - executed,
+            commit_ns=committed - executed,
+            between_ns=between,
         )
         self._release()  # in case the step failed before it computed
         self._held = self._batch((), events, stats if plan.sequences else None)
         if self._kernel.idle:
             self._release()
+            self._committed = None
 
     def _execute(self, plan: Plan) -> StepResult:
         """The step; a failed one is tried again, then sequence by sequence, so that the culprit fails alone."""

@@ -82,7 +82,7 @@ class Steps:
 
     def add(self, step: StepStats) -> None:
         self._total += 1
-        self._all_ms.add((step.plan_ns + step.execute_ns + step.commit_ns) / 1e6, step.now)
+        self._all_ms.add(step.total_ns / 1e6, step.now)
         self._run_ms.add(step.run_ns / 1e6, step.now)
         self._batch.add(step.sequences, step.now)
 

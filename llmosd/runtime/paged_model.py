@@ -16,7 +16,7 @@ from llmosd.runtime.installed import InstalledModel
 from llmosd.runtime.page_bytes import PageBytes
 from llmosd.runtime.page_pool import HostPool, Pool, bytes_per_page, check_pages, pages_that_fit
 from llmosd.runtime.session import BoundSession, open_session
-from llmosd.types import KvFormat, WeightFormat
+from llmosd.types import KvFormat, Nanoseconds, WeightFormat
 
 __all__ = [
     "Backend",
@@ -106,6 +106,11 @@ class PagedModel:
     @property
     def bytes_per_page(self) -> int:
         return bytes_per_page(self.geometry, self.page_tokens, self.kv_format)
+
+    @property
+    def ended(self) -> Nanoseconds:
+        """When the last run's operators were done, by time.perf_counter_ns."""
+        return self._session.ended
 
     @property
     def tokens(self) -> Int64:

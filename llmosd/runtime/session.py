@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +19,7 @@ from llmosd.runtime.backend import Backend
 from llmosd.runtime.device import providers
 from llmosd.runtime.graph.builder import LLMOS
 from llmosd.runtime.page_pool import width
-from llmosd.types import KvFormat
+from llmosd.types import KvFormat, Nanoseconds
 
 F32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
@@ -55,6 +56,8 @@ class BoundSession:
         """`draws`: the graph draws tokens as well."""
         self._copies = copies
         self._draws = draws
+        self._draw_ended = native.draw_ended() if draws else None
+        self.ended: Nanoseconds = 0  # when the last run's operators were done, by time.perf_counter_ns
         self.inference = session
         self._binding = session.io_binding()
         self._bound: dict[str, Bindable] = {}
@@ -87,12 +90,16 @@ class BoundSession:
 
     def run(self) -> None:
         """Raises StepError with the words of the operator that failed."""
+        began = time.perf_counter_ns()
         try:
             if self._copies:
                 self._binding.synchronize_inputs()
             self.inference.run_with_iobinding(self._binding)
         except _RUN_ERRORS as error:
             raise StepError(f"the step failed: {error}") from error
+        self.ended = time.perf_counter_ns()
+        if self._draw_ended is not None and began < self._draw_ended.value < self.ended:
+            self.ended = self._draw_ended.value  # what came then is the way back, through the interpreter's lock
 
     def close(self) -> None:
         """Let go of the session and of all that was bound."""

@@ -100,7 +100,9 @@ class Metrics:
         self._decode = self._histogram("vllm:request_decode_time_seconds", "First to last token", _REQUEST)
         self._preempted = self._histogram("llmos_request_preempted_time_seconds", "Time without pages", _REQUEST)
         self._iteration = self._histogram("vllm:iteration_tokens_total", "Tokens of one engine step", _TOKENS)
-        self._step = self._histogram("llmos_step_seconds", "Plan, execute and commit of one engine step", _STEP)
+        self._step = self._histogram(
+            "llmos_step_seconds", "One engine step, with what the engine did since the one before", _STEP
+        )
 
     def _make_counters(self) -> None:
         def counter(name: str, documentation: str, *labels: str) -> Counter:
@@ -159,11 +161,10 @@ class Metrics:
             self._decode.observe(_s(max(life.last.values()) - life.first))
 
     def _on_step(self, step: StepStats) -> None:
-        total = step.plan_ns + step.execute_ns + step.commit_ns
         self._iteration.observe(step.prefill_tokens + step.decode_tokens + step.accepted)
-        self._step.observe(_s(total))
+        self._step.observe(_s(step.total_ns))
         self._run.inc(_s(step.run_ns))
-        self._overhead.inc(_s(max(0, total - step.run_ns)))
+        self._overhead.inc(_s(max(0, step.total_ns - step.run_ns)))
 
 
 def _s(time: Nanoseconds) -> float:

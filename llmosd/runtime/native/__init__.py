@@ -65,6 +65,13 @@ def register(options: onnxruntime.SessionOptions) -> None:
     options.register_custom_ops_library(str(found.path))
 
 
+def draw_ended() -> ctypes.c_int64:
+    """Holds when the last draw within a graph ended, by the clock of time.perf_counter_ns."""
+    found = status()
+    assert found.path is not None, "no graph draws without the library"
+    return ctypes.c_int64.in_dll(load(found.path), "llmos_draw_ended_ns")
+
+
 def load(path: Path) -> ctypes.CDLL:
     """The library's entry points beside the operators: drawing tokens, moving pages, facts, choice of kernels."""
     library = ctypes.CDLL(str(path))

@@ -4,10 +4,16 @@
 // a step the logits are still in the caches, and the threads awake.
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <new>
 
 #include "draw.h"
+#include "export.h"
 #include "operator.h"
+
+// When the last draw within a graph ended, in nanoseconds of the steady clock: the end of a step's operators.
+LLMOS_EXPORT std::atomic<int64_t> llmos_draw_ended_ns;
+std::atomic<int64_t> llmos_draw_ended_ns{0};
 
 namespace llmos {
 namespace {
@@ -39,6 +45,8 @@ class Draw {
         }
     });
     if (failed) throw std::bad_alloc();
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    llmos_draw_ended_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
   }
 
  private:
