@@ -6,15 +6,13 @@ import time
 from array import array
 from collections.abc import Callable
 
-from llmosd.errors import StepError
 from llmosd.runtime.continuation import Continuation
-from llmosd.runtime.distribution import Row
-from llmosd.runtime.native_sampling import best_sampler, drawn
+from llmosd.runtime.distribution import NOT_FINITE, Row
+from llmosd.runtime.native_sampling import best_sampler
 from llmosd.runtime.packing import Packed, Packer
 from llmosd.runtime.page_transfers import PageTransfers
 from llmosd.runtime.paged_model import PagedModel
-from llmosd.runtime.sampling import Draw
-from llmosd.runtime.stream import Stream
+from llmosd.runtime.stream import NO_TOKEN, Stream
 from llmosd.runtime.tokenizer import Tokenizer
 from llmosd.system.executor import nothing
 from llmosd.types import (
@@ -26,7 +24,6 @@ from llmosd.types import (
     SequenceResult,
     SequenceStart,
     StepResult,
-    TokenLogprob,
 )
 
 
@@ -85,11 +82,33 @@ class OnnxExecutor:
         self, parts: tuple[SequencePlan, ...], meanwhile: Callable[[], None]
     ) -> tuple[tuple[SequenceResult, ...], Nanoseconds]:
         """Run all sequences and sample those that are to be."""
-        streams = [self._stream(part) for part in parts if part.sample]
-        packed = self._packer.pack(parts, [stream.address for stream in streams])
+        streams = self._streams(parts)
+        packed = self._packer.pack(parts, [stream.address if stream else 0 for stream in streams])
         meanwhile()
         logits, run_ns = self._run(packed)
-        return self._sample(parts, streams, packed.firsts, logits), run_ns
+        tokens = self._model.tokens.tolist() if self._model.draws else self._draw(streams, logits)
+        results, row = [], 0
+        for part in parts:
+            if part.sample:
+                result = self._result(part.sequence, tokens[row])
+                results.append(self._go_on(result, part, tokens, row, logits) if part.drafts else result)
+                row += 1 + part.drafts
+            else:
+                results.append(SequenceResult(part.sequence))
+        return tuple(results), run_ns
+
+    def _streams(self, parts: tuple[SequencePlan, ...]) -> list[Stream | None]:
+        """For each row of logits who draws from it; None where that depends on what is drawn before."""
+        streams = list[Stream | None]()
+        for part in parts:
+            if part.sample:
+                stream = self._sequences[part.sequence].stream
+                at = part.past + len(part.tokens) - part.drafts
+                assert stream.position == at, f"sequence {part.sequence} is sampled out of turn"
+                streams.append(stream)
+                if part.drafts:
+                    streams += [stream if stream.memoryless else None] * part.drafts
+        return streams
 
     def _run(self, packed: Packed) -> tuple[Row, Nanoseconds]:
         began = time.perf_counter_ns()
@@ -103,53 +122,43 @@ class OnnxExecutor:
         )
         return logits, self._model.ended - began
 
-    def _stream(self, part: SequencePlan) -> Stream:
-        stream = self._sequences[part.sequence].stream
-        at = part.past + len(part.tokens) - part.drafts
-        assert stream.position == at, f"sequence {part.sequence} is sampled out of turn"
-        return stream
+    def _draw(self, streams: list[Stream | None], logits: Row) -> list[int]:
+        """The token of each row that has a stream, where the run has drawn none."""
+        asked = [(row, stream) for row, stream in enumerate(streams) if stream]
+        tokens = [NO_TOKEN] * len(streams)
+        if not asked:
+            return tokens
+        drawn = self._sampler.draw_rows(_take(logits, [row for row, _ in asked]), [stream for _, stream in asked])
+        for (row, _), token in zip(asked, drawn, strict=True):
+            tokens[row] = token
+        return tokens
 
-    def _sample(
-        self, parts: tuple[SequencePlan, ...], streams: list[Stream], firsts: list[int], logits: Row
-    ) -> tuple[SequenceResult, ...]:
-        """What the step gives each sequence. `firsts` are the rows of logits that each stream's first token is of."""
-        draws = iter(self._draw(streams, firsts, logits))
-        results = [self._result(part, next(draws)) if part.sample else SequenceResult(part.sequence) for part in parts]
-        if len(logits) > len(streams):
-            self._go_on(parts, firsts, logits, results)
-        return tuple(results)
-
-    def _draw(self, streams: list[Stream], rows: list[int], logits: Row) -> list[Draw | StepError]:
-        if not rows:
-            return []
-        if not self._model.draws:
-            return self._sampler.draw_rows(_take(logits, rows), streams)
-        tokens = self._model.tokens.tolist()
-        return drawn(tokens if len(tokens) == len(rows) else [tokens[row] for row in rows], streams)
+    def _result(self, id: SequenceId, token: int) -> SequenceResult:
+        """The sequence moves on by the token that was drawn for it."""
+        if token == NO_TOKEN:
+            return SequenceResult(id, error=NOT_FINITE)
+        sequence = self._sequences[id]
+        logprobs = sequence.stream.logprobs(token)
+        text, finish = sequence.accept(token)
+        return SequenceResult(id, (token,), text, logprobs, finish)
 
     def _go_on(
-        self, parts: tuple[SequencePlan, ...], firsts: list[int], logits: Row, results: list[SequenceResult]
-    ) -> None:
-        """Draw the tokens after the guesses that were right: what follows one, then what follows the next, and so on.
+        self, result: SequenceResult, part: SequencePlan, tokens: list[int], row: int, logits: Row
+    ) -> SequenceResult:
+        """With the token after the first guess if that was right, the one after the second, and so on.
 
-        What is drawn depends on the sequence's own history alone, so right guesses give the tokens that single steps
-        would have given.
+        `tokens` holds what was drawn from the rows of logits, of which the part's first is `row`: all a memoryless
+        stream needs. What is drawn depends on the sequence's own history alone, so right guesses give the tokens that
+        single steps would have given.
         """
-        sampled = [place for place, part in enumerate(parts) if part.sample]
-        wave, ahead = list(zip(sampled, firsts, strict=True)), 0
-        while wave := [(place, row) for place, row in wave if _is_right(parts[place], results[place])]:
-            ahead += 1
-            streams = [self._sequences[parts[place].sequence].stream for place, _ in wave]
-            draws = self._sampler.draw_rows(_take(logits, [row + ahead for _, row in wave]), streams)
-            for (place, _), draw in zip(wave, draws, strict=True):
-                results[place] = _join(results[place], self._result(parts[place], draw))
-
-    def _result(self, part: SequencePlan, draw: Draw | StepError) -> SequenceResult:
-        if isinstance(draw, StepError):
-            return SequenceResult(part.sequence, error=draw.message)
-        text, finish = self._sequences[part.sequence].accept(draw.token)
-        logprobs = () if draw.logprob is None else (TokenLogprob(draw.token, draw.logprob, draw.top),)
-        return SequenceResult(part.sequence, (draw.token,), text, logprobs, finish)
+        stream = self._sequences[part.sequence].stream
+        for ahead, guess in enumerate(part.tokens[-part.drafts :], 1):
+            if result.finish or result.error or result.tokens[-1] != guess:
+                break
+            if not stream.memoryless:
+                (tokens[row + ahead],) = self._sampler.draw_rows(logits[row + ahead : row + ahead + 1], [stream])
+            result = _join(result, self._result(part.sequence, tokens[row + ahead]))
+        return result
 
 
 class _Sequence:
@@ -165,12 +174,6 @@ class _Sequence:
         """Move on by one token: the text that became safe with it, and whether the sequence ends here."""
         self.stream.accept(token)
         return self._continuation.accept(token)
-
-
-def _is_right(part: SequencePlan, result: SequenceResult) -> bool:
-    """Whether the last token drawn is the guess that was fed in its place, and not the sequence's last."""
-    ahead = len(result.tokens) - 1
-    return 0 <= ahead < part.drafts and not result.finish and result.tokens[ahead] == part.tokens[ahead - part.drafts]
 
 
 def _join(first: SequenceResult, then: SequenceResult) -> SequenceResult:

@@ -30,24 +30,15 @@ class Packed:
         self.page_table: Int32 = np.frombuffer(self._pages, np.intc).reshape(sequences, pages)
         self.logit_rows: Int64 = np.frombuffer(self._rows, np.int64)
         self.streams: Int64 = np.frombuffer(self._streams, np.int64)
-        self.firsts: list[int] = []  # of its rows of logits, for each sequence that is sampled
 
     def fill(self, tokens: list[int], ends: list[int], past: list[int]) -> None:
         self._tokens[:] = array("q", tokens)
         self._cumulative[1:] = array("i", ends)
         self._past[:] = array("i", past)
 
-    def fill_rows(self, rows: list[int], firsts: list[int], streams: list[int]) -> None:
-        """`streams` draw from the rows `firsts`, and nothing from the others."""
-        self.firsts = firsts
-        if not rows:  # memory that numpy sees takes no empty slice
-            return
-        self._rows[:] = array("q", rows)
-        if len(rows) > len(streams):
-            self._streams[:] = array("q", bytes(8 * len(rows)))
-            for row, stream in zip(firsts, streams, strict=True):
-                self._streams[row] = stream
-        else:
+    def fill_rows(self, rows: list[int], streams: list[int]) -> None:
+        if rows:  # memory that numpy sees takes no empty slice
+            self._rows[:] = array("q", rows)
             self._streams[:] = array("q", streams)
 
     def fill_pages(self, parts: tuple[SequencePlan, ...], table: array[int], columns: int) -> None:
@@ -69,11 +60,12 @@ class Packer:
         self._packed: Packed | None = None
 
     def pack(self, parts: tuple[SequencePlan, ...], streams: list[int]) -> Packed:
-        """Arrays that the next call may overwrite. `parts` is not empty; `streams` has an address for each sampled one.
+        """Arrays that the next call may overwrite. `parts` is not empty.
 
-        Logits are wanted of a sampled sequence's last row, and of those before its guesses.
+        Logits are wanted of a sampled sequence's last row, and of those before its guesses; `streams` has an entry for
+        each of these rows.
         """
-        tokens, ends, past, rows, firsts = list[int](), list[int](), list[int](), list[int](), list[int]()
+        tokens, ends, past, rows = list[int](), list[int](), list[int](), list[int]()
         longest = 0
         for part in parts:
             tokens += part.tokens
@@ -82,11 +74,10 @@ class Packer:
             past.append(part.past)
             longest = max(longest, part.past + len(part.tokens))
             if part.sample:
-                firsts.append(len(rows))
                 rows += range(end - part.drafts - 1, end)
         packed = self._arrays((len(tokens), len(parts), -(-longest // self._page_tokens), len(rows)))
         packed.fill(tokens, ends, past)
-        packed.fill_rows(rows, firsts, streams)
+        packed.fill_rows(rows, streams)
         packed.fill_pages(parts, self._table, self._columns)
         return packed
 

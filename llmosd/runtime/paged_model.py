@@ -114,7 +114,7 @@ class PagedModel:
 
     @property
     def tokens(self) -> Int64:
-        """What the last run drew from each row of logits, −1 where they were not finite; only where it `draws`."""
+        """What the last run drew from each row of logits, NO_TOKEN where it drew nothing; only where it `draws`."""
         return self._session.tokens
 
     def run(

@@ -9,63 +9,62 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from llmosd.errors import StepError
 from llmosd.runtime.distribution import NOT_FINITE, Distribution, Row, quantile
-from llmosd.runtime.stream import Stream, uniform
-
-
-class Draw(NamedTuple):
-    """A chosen token; with logprobs its own and those of the likeliest `(token, logprob)`, all of the raw row."""
-
-    token: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
+from llmosd.runtime.stream import NO_TOKEN, Stream, uniform
 
 
 class Sampler(Protocol):
     """Draws tokens, each from its own row and stream alone; owns scratch memory. One thread only."""
 
-    def draw_rows(self, rows: Row, streams: Sequence[Stream]) -> list[Draw | StepError]:
+    def draw_rows(self, rows: Row, streams: Sequence[Stream]) -> list[int]:
         """The next token of each stream from its row of the logits [R, V]; streams do not move on.
 
-        A row that holds NaN or whose largest logit is not finite gives a StepError in its place. Rows may be changed
-        while the call lasts.
+        A row that holds NaN or whose largest logit is not finite gives NO_TOKEN. Log probabilities are left in the
+        stream. A memoryless one may come several times in a row: for its next token, the one after that, and so on.
+        Rows may be changed while the call lasts.
         """
 
 
 class NumpySampler:
     """Where the native library cannot be had."""
 
-    def draw_rows(self, rows: Row, streams: Sequence[Stream]) -> list[Draw | StepError]:
-        return [self._draw_or_error(row, stream) for row, stream in zip(rows, streams, strict=True)]
-
-    def _draw_or_error(self, row: Row, stream: Stream) -> Draw | StepError:
-        try:
-            return _draw(row[: stream.vocab], stream)
-        except StepError as error:
-            return error
+    def draw_rows(self, rows: Row, streams: Sequence[Stream]) -> list[int]:
+        tokens, ahead = list[int](), 0
+        for place, stream in enumerate(streams):
+            ahead = ahead + 1 if place and stream is streams[place - 1] else 0
+            tokens.append(_draw_or_none(rows[place, : stream.vocab], stream, ahead))
+        return tokens
 
 
-def _draw(raw: Row, stream: Stream) -> Draw:
+def _draw_or_none(row: Row, stream: Stream, ahead: int) -> int:
+    try:
+        return _draw(row, stream, ahead)
+    except StepError:
+        return NO_TOKEN
+
+
+def _draw(raw: Row, stream: Stream, ahead: int) -> int:
     if stream.sampling.logprobs is None:
-        return Draw(_choose(raw, stream))
+        return _choose(raw, stream, ahead)
     distribution = Distribution(raw, 1.0)
-    token = _choose(raw, stream)
+    token = _choose(raw, stream, ahead)
     ids = distribution.top(stream.sampling.logprobs)
     own, *top = distribution.logprobs(np.append(token, ids))
-    return Draw(token, own, tuple(zip(ids.tolist(), top, strict=True)))
+    stream.tell(own, list(zip(ids.tolist(), top, strict=True)))
+    return token
 
 
-def _choose(raw: Row, stream: Stream) -> int:
+def _choose(raw: Row, stream: Stream, ahead: int) -> int:
     logits = _penalised(raw, stream) if stream.penalised else raw
     if stream.scale == 0.0:
         return _greatest(logits)
     distribution, sampling = Distribution(logits, stream.scale), stream.sampling
-    u = uniform(sampling.seed, stream.choice, stream.position)
+    u = uniform(sampling.seed, stream.choice, stream.position + ahead)
     if sampling.top_p >= 1.0 and not sampling.top_k and sampling.min_p <= 0.0:
         return distribution.quantile(u)
     ids, weights = distribution.cut(sampling)

@@ -7,8 +7,9 @@ from array import array
 from collections.abc import Sequence
 from itertools import islice
 
-from llmosd.types import Sampling, SequenceStart
+from llmosd.types import Sampling, SequenceStart, TokenLogprob
 
+NO_TOKEN = -1  # where none can be drawn; kNoToken of the native library
 WHOLE_ROW = 1 << 62  # more logits than any row has
 GREEDY_BELOW = 1e-5  # a temperature under this is greedy: dividing by it would overflow float32
 _MASK = (1 << 64) - 1
@@ -85,6 +86,7 @@ class Stream:
         self.choice = start.choice
         self.position = len(start.prompt)  # of the next token
         self.penalised = _penalises(start.sampling)
+        self.memoryless = not self.penalised and start.sampling.logprobs is None  # the token before changes nothing
         self.seen = Seen(start.prompt if start.sampling.repetition_penalty != 1.0 else ())
         self._parameters = _parameters(start, self.position, self.penalised, vocab)
         self.address = ctypes.addressof(self._parameters)  # of what the native library reads and writes
@@ -99,11 +101,18 @@ class Stream:
         """What logits are multiplied by; 0 stands for a greedy choice."""
         return self._parameters.scale  # type: ignore[no-any-return]
 
-    @property
-    def logprobs(self) -> tuple[float, tuple[tuple[int, float], ...]]:
-        """What the native library's last draw says of its token and of the likeliest ones, where that was asked for."""
+    def logprobs(self, token: int) -> tuple[TokenLogprob, ...]:
+        """Of the token that was drawn last, where they were asked for."""
+        if self.sampling.logprobs is None:
+            return ()
         top = zip(self._top_ids, self._top_logprobs, strict=True)
-        return self._parameters.logprob, tuple(islice(top, self._parameters.top_count))
+        return (TokenLogprob(token, self._parameters.logprob, tuple(islice(top, self._parameters.top_count))),)
+
+    def tell(self, logprob: float, top: Sequence[tuple[int, float]]) -> None:
+        """The log probabilities of a draw; the native library writes them itself."""
+        self._parameters.logprob, self._parameters.top_count = logprob, len(top)
+        for place, (token, value) in enumerate(top):
+            self._top_ids[place], self._top_logprobs[place] = token, value
 
     def accept(self, token: int) -> None:
         self.position += 1

@@ -10,8 +10,8 @@ from native_operators import Array, run
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, RuntimeException
 
 from llmosd.runtime import native
-from llmosd.runtime.native_sampling import NativeSampler, drawn
-from llmosd.runtime.stream import Stream
+from llmosd.runtime.native_sampling import NativeSampler
+from llmosd.runtime.stream import NO_TOKEN, Stream
 from llmosd.types import Sampling, SequenceStart
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -54,14 +54,24 @@ def test_a_graph_draws_what_the_sampler_does(
     streams = [sampling and stream_of(sampling, vocab) for sampling in several]
     before = logits.copy()
     tokens = run("Draw", [logits, addresses(streams)], threads=threads)
-    asked = [row for row, stream in enumerate(streams) if stream]
-    found = drawn(tokens[asked].tolist(), [stream for stream in streams if stream])
     np.testing.assert_array_equal(logits, before)
-    assert not tokens[[row for row in range(len(streams)) if row not in asked]].any()
+    assert all(tokens[row] == NO_TOKEN for row, stream in enumerate(streams) if stream is None)
+    asked = {row: stream for row, stream in enumerate(streams) if stream}
+    found = [(tokens[row], stream.logprobs(tokens[row])) for row, stream in asked.items()]
     status = native.status()
     assert status.path is not None
     sampler = NativeSampler(native.load(status.path), threads=1)
-    assert found == sampler.draw_rows(logits[asked], [stream for stream in streams if stream])
+    expected = sampler.draw_rows(logits[list(asked)], list(asked.values()))
+    assert found == [(token, stream.logprobs(token)) for token, stream in zip(expected, asked.values(), strict=True)]
+
+
+def test_rows_of_one_memoryless_stream_are_for_its_next_tokens() -> None:
+    logits = np.random.default_rng(1).standard_normal((4, 1000)).astype(np.float32)
+    stream = stream_of(Sampling(temperature=1.0, seed=5))
+    tokens = run("Draw", [logits, addresses([None, stream, stream, stream])], threads=2).tolist()
+    for row in (1, 2, 3):
+        assert run("Draw", [logits[row : row + 1], addresses([stream])]).tolist() == [tokens[row]]
+        stream.accept(tokens[row])
 
 
 def test_a_row_that_is_not_finite_has_no_token() -> None:

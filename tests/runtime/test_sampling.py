@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +12,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from llmosd.errors import StepError
 from llmosd.runtime import native
 from llmosd.runtime.distribution import Distribution, Row, quantile, weigh
 from llmosd.runtime.native_sampling import NativeSampler
-from llmosd.runtime.sampling import Draw, NumpySampler, Sampler
-from llmosd.runtime.stream import Stream, uniform
+from llmosd.runtime.sampling import NumpySampler, Sampler
+from llmosd.runtime.stream import NO_TOKEN, Stream, uniform
 from llmosd.types import Sampling, SequenceStart
 
 EDGE = 1e-5  # float32 may decide otherwise this close to a limit
@@ -54,10 +53,23 @@ def sampler(request: pytest.FixtureRequest) -> Sampler:
     return NumpySampler() if request.param == "numpy" else native_sampler()
 
 
+@dataclass(frozen=True)
+class Draw:
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def told(token: int, stream: Stream) -> Draw:
+    """A draw with what it left in its stream."""
+    entries = stream.logprobs(token)
+    return Draw(token, entries[0].logprob, entries[0].top) if entries else Draw(token)
+
+
 def drawn(sampler: Sampler, row: Row, stream: Stream) -> Draw:
-    (draw,) = sampler.draw_rows(row[None], [stream])
-    assert isinstance(draw, Draw)
-    return draw
+    (token,) = sampler.draw_rows(row[None], [stream])
+    assert token != NO_TOKEN
+    return told(token, stream)
 
 
 def test_a_step_in_which_nothing_is_sampled_draws_nothing(sampler: Sampler) -> None:
@@ -251,9 +263,10 @@ def test_a_draw_does_not_depend_on_what_was_drawn_before_it(sampler: Sampler) ->
         for i in range(8)
     ]
 
-    def draws(order: list[int]) -> dict[int, Draw | StepError]:
+    def draws(order: list[int]) -> dict[int, Draw]:
         streams = [stream(settings_of[i], [1, 2], [3, 3]) for i in order]
-        return dict(zip(order, sampler.draw_rows(np.stack([several[i] for i in order]), streams), strict=True))
+        tokens = sampler.draw_rows(np.stack([several[i] for i in order]), streams)
+        return dict(zip(order, map(told, tokens, streams), strict=True))
 
     alone = {i: draws([i])[i] for i in range(8)}
     assert draws(list(range(8))) == alone
@@ -270,11 +283,12 @@ def test_the_native_library_draws_what_numpy_does(
     rows = logits(rng, len(several) * (vocab + 9), spread).reshape(len(several), -1)[:, :vocab]
     prompt, output = rng.integers(0, vocab, 20).tolist(), rng.integers(0, vocab, 70).tolist()
     assume(all(is_clear(row, sampling, prompt, output) for row, sampling in zip(rows, several, strict=True)))
-    streams, before = [stream(sampling, prompt, output) for sampling in several], rows.copy()
-    pairs = zip(native_sampler().draw_rows(rows, streams), NumpySampler().draw_rows(rows, streams), strict=True)
+    before, draws = rows.copy(), list[list[Draw]]()
+    for sampler in (native_sampler(), NumpySampler()):
+        streams = [stream(sampling, prompt, output) for sampling in several]
+        draws.append(list(map(told, sampler.draw_rows(rows, streams), streams)))
     np.testing.assert_array_equal(rows, before)
-    for fast, plain in pairs:
-        assert isinstance(fast, Draw) and isinstance(plain, Draw)
+    for fast, plain in zip(*draws, strict=True):
         assert fast.token == plain.token
         assert [token for token, _ in fast.top] == [token for token, _ in plain.top]
         values, expected = [(draw.logprob, *(value for _, value in draw.top)) for draw in (fast, plain)]
@@ -292,13 +306,27 @@ def is_clear(row: Row, sampling: Sampling, prompt: list[int], output: list[int])
     return margin > EDGE and float(np.abs(after - u).min()) > EDGE
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_a_memoryless_stream_draws_several_tokens_ahead(sampler: Sampler, temperature: float) -> None:
+    rows = logits(np.random.default_rng(8), 5 * 300, 1.0).reshape(5, 300)
+    one, other = (stream(Sampling(temperature=temperature, top_p=0.9, seed=seed), [0], [1]) for seed in (1, 2))
+    assert one.memoryless
+    ahead = sampler.draw_rows(rows, [other, one, one, one, other])
+    alone = list[int]()
+    for row in rows[1:4]:
+        alone += sampler.draw_rows(row[None], [one])
+        one.accept(alone[-1])
+    assert ahead[1:4] == alone
+    assert ahead[0] == sampler.draw_rows(rows[:1], [other])[0] and ahead[4] == sampler.draw_rows(rows[4:], [other])[0]
+
+
 def test_a_row_that_is_not_finite_leaves_the_others_alone(sampler: Sampler) -> None:
     rows = np.random.default_rng(3).standard_normal((4, 300)).astype(np.float32)
     streams = [stream(Sampling(seed=i, presence_penalty=i % 2, logprobs=2), [0], [1]) for i in range(4)]
     whole = sampler.draw_rows(rows, streams)
     rows[2, 200] = math.nan
     broken = sampler.draw_rows(rows, streams)
-    assert isinstance(broken[2], StepError)
+    assert broken[2] == NO_TOKEN
     assert [broken[i] for i in (0, 1, 3)] == [whole[i] for i in (0, 1, 3)]
 
 
@@ -328,8 +356,7 @@ def test_random_numbers_stay_what_they_are() -> None:
 def test_logits_that_are_not_finite_are_an_error(sampler: Sampler, sampling: Sampling, bad: float, place: int) -> None:
     row = np.zeros(300, np.float32)
     row[place] = bad
-    (draw,) = sampler.draw_rows(row[None], [stream(sampling, [0], [])])
-    assert isinstance(draw, StepError) and "not finite" in draw.message
+    assert sampler.draw_rows(row[None], [stream(sampling, [0], [])]) == [NO_TOKEN]
 
 
 def test_a_logit_of_minus_infinity_is_a_token_that_never_comes(sampler: Sampler) -> None:

@@ -232,7 +232,7 @@ int64_t greatest(const Row& row) {
 
 // `known` is the row's distribution where it has been weighed, with whatever scale.
 int64_t choose(const Row& row, const Parameters& p, const Distribution* known, Memory& memory) {
-  if (!std::isfinite(row.largest)) return kNotFinite;
+  if (!std::isfinite(row.largest)) return kNoToken;
   if (p.scale == 0.0) return greatest(row);
   const Distribution d = known && known->scale == p.scale ? *known : weigh(row, p.scale, memory.ends);
   if (!is_cut(p)) return quantile(d, uniform(p));
@@ -248,14 +248,12 @@ int64_t choose_penalised(float* logits, int64_t length, const Parameters& p, Mem
   return choose(survey(logits, length, memory.maxima), p, nullptr, memory);
 }
 
-}  // namespace
-
 int64_t draw(float* logits, int64_t length, Parameters& p, Memory& memory) {
   length = std::min(length, p.vocab);
   if (p.logprobs < 0 && p.penalised) return choose_penalised(logits, length, p, memory);
   const Row raw = survey(logits, length, memory.raw_maxima);
   if (p.logprobs < 0) return choose(raw, p, nullptr, memory);
-  if (!std::isfinite(raw.largest)) return kNotFinite;
+  if (!std::isfinite(raw.largest)) return kNoToken;
   const Distribution d = weigh(raw, 1.0, memory.ends);
   likeliest(raw, p.logprobs, memory);
   p.top_count = int64_t(memory.keys.size());
@@ -264,8 +262,19 @@ int64_t draw(float* logits, int64_t length, Parameters& p, Memory& memory) {
     p.top_logprobs[i] = d.logprob(p.top_ids[i]);
   }
   const int64_t token = p.penalised ? choose_penalised(logits, length, p, memory) : choose(raw, p, &d, memory);
-  if (token != kNotFinite) p.logprob = d.logprob(token);
+  if (token != kNoToken) p.logprob = d.logprob(token);
   return token;
+}
+
+}  // namespace
+
+int64_t draw(float* row, int64_t length, Parameters* const* streams, int64_t index, Memory& memory) {
+  int64_t first = index;
+  while (first > 0 && streams[first - 1] == streams[index]) --first;
+  if (first == index) return draw(row, length, *streams[index], memory);
+  Parameters later = *streams[index];
+  later.position += uint64_t(index - first);
+  return draw(row, length, later, memory);
 }
 
 }  // namespace llmos

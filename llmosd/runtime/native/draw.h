@@ -33,10 +33,13 @@ struct Memory {
   std::vector<uint64_t> keys, spare;
 };
 
-constexpr int64_t kNotFinite = -1;
+constexpr int64_t kNoToken = -1;
 
-// The token, or kNotFinite where the row holds NaN or its largest logit is not finite. `logits` are changed meanwhile,
-// and back. Throws bad_alloc.
-int64_t draw(float* logits, int64_t length, Parameters& parameters, Memory& memory);
+// Draws from one of the rows [R, length] of logits, which is changed meanwhile, and back: the token, or kNoToken where it
+// holds NaN or its largest logit is not finite. Throws bad_alloc.
+//
+// `streams` has an entry for each row. One that wants neither penalties nor logprobs may fill several rows in a row: then
+// they are for its next token, the one after that, and so on.
+int64_t draw(float* row, int64_t length, Parameters* const* streams, int64_t index, Memory& memory);
 
 }  // namespace llmos

@@ -1,6 +1,6 @@
 // llmos.Draw: logits [R, V] and a stream for each row [R] → the token drawn from it [R].
 //
-// A stream is the address of its `Parameters`, or 0 for a row that nothing is drawn from, whose token is 0. At the end of
+// A stream is the address of its `Parameters`, or 0 for a row that nothing is drawn from. At the end of
 // a step the logits are still in the caches, and the threads awake.
 #include <algorithm>
 #include <atomic>
@@ -39,7 +39,7 @@ class Draw {
     context.parallel(int(std::min<int64_t>(threads_, drawn)), [&](int) {
       static thread_local Memory memory;
       for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < rows;) try {
-          tokens[i] = asked[i] ? draw(logits.as<float>() + i * length, length, *asked[i], memory) : 0;
+          tokens[i] = asked[i] ? draw(logits.as<float>() + i * length, length, asked, i, memory) : kNoToken;
         } catch (const std::bad_alloc&) {
           failed = true;
         }

@@ -44,7 +44,7 @@ LLMOS_EXPORT int llmos_draw(void* sampler, float* rows, int64_t stride, int64_t 
   const auto* parameters = reinterpret_cast<Parameters* const*>(streams);
   self.team.share(count, is_long(parameters, count), [&](int member, int64_t i) {
     try {
-      tokens[i] = draw(rows + i * stride, length, *parameters[i], self.memories[member]);
+      tokens[i] = draw(rows + i * stride, length, parameters, i, self.memories[member]);
     } catch (const std::bad_alloc&) {
       failed = -1;
     }
