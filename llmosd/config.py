@@ -119,6 +119,10 @@ class Config:
         return self.home / "hibernated"
 
     @property
+    def swap_home(self) -> Path:
+        return self.swap_directory or self.home
+
+    @property
     def log_file(self) -> Path:
         return self.home / "llmosd.log"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 from dataclasses import dataclass
 
 from llmosd.application.image import Numerics
@@ -18,7 +19,9 @@ from llmosd.runtime.fetch import Progress
 from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.installed import InstalledModel
 from llmosd.runtime.page_pool import bytes_per_page
+from llmosd.runtime.page_transfers import PageTransfers
 from llmosd.runtime.paged_model import Backend, PagedModel, choose_backend, choose_kv_format, pages_that_fit
+from llmosd.runtime.swap_file import SwapFile, slot_bytes
 from llmosd.system.executor import Executor
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.kernels import Kernels
@@ -65,7 +68,13 @@ class Blueprint:
             eviction=config.eviction,
         )
         tokenizer = self.model.load_tokenizer()
-        return Kernels(kernel), OnnxExecutor(model, tokenizer, kernel.page_table, kernel.columns)
+        transfers = self._transfers(model) if limits.swap_slots else None
+        return Kernels(kernel), OnnxExecutor(model, tokenizer, kernel.page_table, kernel.columns, transfers)
+
+    def _transfers(self, model: PagedModel) -> PageTransfers:
+        assert model.page_bytes is not None, "swap space for pages that are not in this process's memory"
+        file = SwapFile(self.config.swap_home, self.limits.swap_slots, model.page_bytes.size)
+        return PageTransfers(model.page_bytes, file)
 
     def _prefixes(self) -> bytes:
         """What K and V depend on beside the tokens, and a secret, so that nobody can compute a page's key."""
@@ -140,6 +149,7 @@ def limits_of(config: Config, geometry: Geometry, backend: Backend) -> Limits:
     most = pages_that_fit(geometry, page_tokens, free, kv_format)
     if config.pages > most:
         raise ConfigError(f"pages is {config.pages}; free memory has room for {most}", param="pages")
+    page_bytes = bytes_per_page(geometry, page_tokens, kv_format)
     return Limits(
         slots=config.slots,
         token_budget=config.token_budget,
@@ -147,7 +157,18 @@ def limits_of(config: Config, geometry: Geometry, backend: Backend) -> Limits:
         context=context,
         page_tokens=page_tokens,
         pages=config.pages or min(wanted, fitting),
+        swap_slots=0 if backend == "cuda" else _swap_bytes(config) // slot_bytes(page_bytes),
     )
+
+
+def _swap_bytes(config: Config) -> int:
+    """What the swap file may take; a GPU's pages are computed again instead."""
+    if not config.swap:
+        return 0
+    try:
+        return min(config.swap, shutil.disk_usage(config.swap_home).free)
+    except OSError as error:
+        raise ConfigError(f"no swap file in {config.swap_home}: {error.strerror}", param="swap_directory") from error
 
 
 def _free_on_gpu() -> int:

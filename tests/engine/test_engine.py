@@ -13,8 +13,9 @@ from engine_world import CULPRIT, TICKETS, Fault, Hooked, Listener, make_executo
 
 from llmosd.application.engine import Build, Cancel, Inspect, Submit, ThreadEngine
 from llmosd.errors import StepError, Unavailable
+from llmosd.prediction.cost_executor import CostModel, CostModelExecutor, ManualClock
 from llmosd.system.executor import Executor, nothing
-from llmosd.system.kernel import Kernel
+from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.kernels import Kernels
 from llmosd.system.policy import Fcfs
 from llmosd.types import Ended, Plan, State, StepResult
@@ -84,6 +85,28 @@ def test_page_copies_are_not_repeated_between_sequences_run_apart(start: Start, 
     assert copying
     assert all(not plan.sequences for plan in copying)
     assert Counter(plan.step for plan in copying).most_common(1)[0][1] == 1
+
+
+def test_page_transfers_set_off_by_a_failing_step_are_not_lost(start: Start, listener: Listener) -> None:
+    """Steps of several sequences fail, also those that swap; every request still gets its pages back and ends."""
+    ran, hold = list[Plan](), threading.Event()
+
+    def fail_together(plan: Plan) -> None:
+        assert hold.wait(30)
+        ran.append(plan)
+        if len(plan.sequences) > 1:
+            raise StepError("one at a time")
+
+    limits = Limits(4, token_budget=16, queue_limit=100, context=1000, page_tokens=4, pages=16, swap_slots=50)
+    kernel = Kernel(limits, Fcfs(), model="m", eviction="swap")
+    cost = CostModel(1, 1, 1, 0, page_out=5, page_in=5)
+    engine = start(Hooked(CostModelExecutor(cost, lambda _start: 10**9, ManualClock()), fail_together), kernel)
+    for number, id in enumerate("abcdef"):  # of different lengths, so that not all need a page at once
+        engine.post(Submit(next(TICKETS), spec(id, max_tokens=20, prompt=2 + 3 * number)))
+    hold.set()
+    assert {listener.ended(id).state for id in "abcdef"} == {State.FINISHED}
+    assert all(listener.tokens(id) == list(range(20)) for id in "abcdef")
+    assert any(plan.page_outs and len(plan.sequences) > 1 for plan in ran)
 
 
 # ---- death
