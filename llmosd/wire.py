@@ -48,15 +48,44 @@ class Queue:
     cancelled_total: int = 0
     failed_total: int = 0
     preemptions_total: int = 0
+    suspended: int = 0
+    swapped: int = 0  # requests with pages in the swap space, or on the way there or back
+    parked: int = 0  # of the waiting, those that wait for their user's quota
 
 
 @dataclass(frozen=True, slots=True)
 class Pages:
+    """Of the first model's pool. `map` has a letter for each `pages_per_letter` pages: used, shared, cached (idle),
+    `o` on the way to disk, `i` on the way in, `.` free, `-` not there while the pool is smaller than it may be.
+
+    Waste is in tokens: `unfilled` places after the last token of each sequence, `duplicate` ones that another page in
+    use holds too; promised pages (`reserved`, of the cached and the free) are the third part.
+    """
+
     total: int = 0
     used: int = 0
     shared: int = 0
     page_tokens: int = 0
     bytes_per_page: int = 0
+    cached: int = 0
+    reserved: int = 0
+    arriving: int = 0  # of the used, those being read back from disk
+    leaving: int = 0  # neither used nor free: on the way to disk
+    unfilled: int = 0
+    duplicate: int | None = None
+    map: str = ""
+    pages_per_letter: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Pages in the swap space, and totals since the start."""
+
+    total: int = 0
+    used: int = 0
+    out_total: int = 0
+    in_total: int = 0
+    failures_total: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +97,7 @@ class Throughput:
     prompt_per_s: float = 0.0
     generated_per_s: float = 0.0
     requests_per_s: float = 0.0
+    reused_tokens_total: int = 0  # found in the prefix cache instead of computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +197,8 @@ class RequestRow:
     pages: int
     preemptions: int
     label: str = ""
+    swapped_pages: int = 0
+    waits_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +217,7 @@ class Frame:
     threads: int = 0
     queue: Queue = Queue()
     pages: Pages = Pages()
+    swap: Swap = Swap()
     throughput: Throughput = Throughput()
     latency: Latency = Latency()
     step: Step = Step()

@@ -7,15 +7,17 @@ import shutil
 from dataclasses import dataclass
 
 from llmosd.application.image import Numerics
+from llmosd.application.memory import SegmentInfo
 from llmosd.config import Config
 from llmosd.errors import ConfigError
 from llmosd.hardware import gpus, memory, processors
 from llmosd.prediction.formulas import amdahl, fit_amdahl
 from llmosd.runtime import importer, scaling
-from llmosd.runtime.backend import LARGEST_PAGE, best_page_tokens
+from llmosd.runtime.backend import LARGEST_PAGE, best_page_tokens, variant_name
 from llmosd.runtime.device import choose_device
 from llmosd.runtime.executor import OnnxExecutor
 from llmosd.runtime.fetch import Progress
+from llmosd.runtime.footprint import footprint
 from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.installed import InstalledModel
 from llmosd.runtime.page_pool import bytes_per_page
@@ -89,6 +91,21 @@ class Blueprint:
     @property
     def bytes_per_page(self) -> int:
         return bytes_per_page(self.model.geometry, self.limits.page_tokens, self.kv_format)
+
+    def segments(self) -> list[SegmentInfo]:
+        """What the model takes of memory, by kind."""
+        limits, name = self.limits, self.model.id
+        sizes = footprint(
+            self.model.graph(variant_name(self.backend, self.config.weights)),
+            self.model.geometry,
+            tokens=limits.token_budget,
+            rows=limits.slots,
+            pages=limits.pages,
+            page_tokens=limits.page_tokens,
+            kv_format=self.kv_format,
+        )
+        kinds = (("weights", sizes.weights), ("workspace", sizes.workspace), ("pool", sizes.pool))
+        return [SegmentInfo(name, kind, size) for kind, size in kinds]
 
     @property
     def kv_format(self) -> KvFormat:

@@ -15,6 +15,7 @@ import httpx
 import msgspec
 
 from llmosd.application.listing import RequestInfo
+from llmosd.application.memory import MemoryInfo
 from llmosd.errors import (
     Cancelled,
     ContextTooLong,
@@ -83,6 +84,9 @@ class Client:
 
     def status(self) -> dict[str, Any]:
         return self._call("GET", "/v1/status", dict[str, Any])
+
+    def memory(self) -> MemoryInfo:
+        return self._call("GET", "/v1/memory", MemoryInfo)
 
     def requests(self, **filters: str) -> list[RequestInfo]:
         """Live ones first, then the last ended ones; filters are `user` and `state`."""

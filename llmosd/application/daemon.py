@@ -32,6 +32,7 @@ from llmosd.application.http.generation import Backing, Model
 from llmosd.application.http.metrics import Metrics
 from llmosd.application.instance import Record
 from llmosd.application.lag import LoopLag
+from llmosd.application.memory import MemoryInfo
 from llmosd.application.prompts import Prompts
 from llmosd.application.server import HttpServer, is_exposed, listen, url
 from llmosd.application.service import Phase, Service
@@ -154,6 +155,7 @@ class Daemon:
             host=self._config.host,
             registry=self._metrics.registry,
             status=lambda: asdict(self._record),
+            memory=partial(MemoryInfo.of, segments=plan.segments(), page_bytes={plan.model.id: plan.bytes_per_page}),
             observe=self._metrics.count_http,
         )
 

@@ -15,6 +15,7 @@ from llmosd.types import (
     Event,
     KernelStats,
     Nanoseconds,
+    PoolView,
     RequestView,
     StepStats,
 )
@@ -25,6 +26,7 @@ from llmosd.wire import (
     Pages,
     Queue,
     RequestRow,
+    Swap,
     Throughput,
 )
 
@@ -83,7 +85,9 @@ class FrameBuilder:
         lag_ms: float | None = None,
         gaps: int = 0,
     ) -> Frame:
-        """`now` is the daemon's clock, `at` the same moment in Unix seconds; `views` may contain ended requests."""
+        """`now` is the daemon's clock, `at` the same moment in Unix seconds; `stats` are those that were asked for with
+        all requests; `views` may contain ended ones.
+        """
         self._seq += 1
         identity = self._identity
         live = sorted((view for view in views if view.state not in ENDED), key=_running_first)
@@ -98,9 +102,8 @@ class FrameBuilder:
             backend=identity.backend,
             threads=identity.threads,
             queue=_queue(stats),
-            pages=Pages(
-                stats.pages_total, stats.pages_used, stats.pages_shared, stats.page_tokens, identity.bytes_per_page
-            ),
+            pages=_pages(stats.pools[0], identity.bytes_per_page),
+            swap=_swap(stats),
             throughput=self._throughput(stats, now),
             latency=self._latencies.measure(now),
             step=self._steps.measure(now),
@@ -127,6 +130,7 @@ class FrameBuilder:
             prompt_per_s=rate(stats.prompt_tokens, before.prompt_tokens),
             generated_per_s=rate(stats.generated_tokens, before.generated_tokens),
             requests_per_s=rate(stats.finished, before.finished),
+            reused_tokens_total=stats.reused_tokens,
         )
 
 
@@ -149,6 +153,8 @@ def row(view: RequestView) -> RequestRow:
         pages=view.pages,
         preemptions=view.preemptions,
         label=plain(view.label, NAME_LIMIT),
+        swapped_pages=view.swapped_pages,
+        waits_for=view.waits_for,
     )
 
 
@@ -169,4 +175,35 @@ def _queue(stats: KernelStats) -> Queue:
         cancelled_total=stats.cancelled,
         failed_total=stats.failed,
         preemptions_total=stats.preemptions,
+        suspended=stats.suspended,
+        swapped=sum(pool.swapped for pool in stats.pools),
+        parked=stats.parked,
+    )
+
+
+def _pages(pool: PoolView, bytes_per_page: int) -> Pages:
+    return Pages(
+        total=pool.total,
+        used=pool.used,
+        shared=pool.shared,
+        page_tokens=pool.page_tokens,
+        bytes_per_page=bytes_per_page,
+        cached=pool.cached,
+        reserved=pool.reserved,
+        arriving=pool.arriving,
+        leaving=pool.leaving,
+        unfilled=pool.unfilled,
+        duplicate=pool.duplicate,
+        map=pool.map,
+        pages_per_letter=pool.pages_per_code,
+    )
+
+
+def _swap(stats: KernelStats) -> Swap:
+    return Swap(
+        total=stats.swap_slots,
+        used=stats.swap_slots_used,
+        out_total=stats.swap_outs,
+        in_total=stats.swap_ins,
+        failures_total=stats.swap_failures,
     )

@@ -14,7 +14,7 @@ def offer_metrics(metrics: Metrics, lag: LoopLag, bus: Bus, store: Store, servic
         p99 = lag.p99_ms()
         return None if p99 is None else p99 / 1e3
 
-    metrics.users(lambda: service.users)
+    metrics.users(lambda: service.inspected.users if service.inspected else ())
     metrics.gauge("llmos_loop_lag_p99_seconds", "How late the event loop runs what is due, over 60 s", lag_s)
     metrics.gauge("llmos_broker_connected", "1 while telemetry reaches the broker", lambda: bus.connected)
     metrics.counter("llmos_telemetry_gaps", "Frames and events that missed the broker", lambda: bus.gaps)

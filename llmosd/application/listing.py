@@ -26,6 +26,7 @@ class RequestInfo:
     max_tokens: int
     n: int
     pages: int
+    swapped_pages: int  # in the swap space, or on the way there or back
     page_s: float  # integral of pages over time
     reused_tokens: int
     waits_for: str
@@ -58,6 +59,7 @@ class RequestInfo:
             max_tokens=view.max_tokens,
             n=view.n,
             pages=view.pages,
+            swapped_pages=view.swapped_pages,
             page_s=view.page_ns / 1e9,
             reused_tokens=view.reused_tokens,
             waits_for=view.waits_for,

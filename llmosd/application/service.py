@@ -47,7 +47,6 @@ from llmosd.types import (
     RequestView,
     State,
     StateChanged,
-    UserUsage,
 )
 
 log = logging.getLogger(__name__)
@@ -84,7 +83,7 @@ class Service:
     ) -> None:
         self.phase = Phase.STARTING
         self.stats: KernelStats | None = None
-        self.users: tuple[UserUsage, ...] = ()  # as of the last look at the requests
+        self.inspected: KernelStats | None = None  # with requests, users and pools
         self._engine = engine
         self._on_accept = on_accept
         self.clock = clock
@@ -191,10 +190,15 @@ class Service:
             return stream.transcript if stream.open_to_all else None
         return self._transcripts.get(id)
 
+    async def inspect(self) -> KernelStats:
+        """Everything about the kernel, as it is now."""
+        stats: KernelStats = await self._ask(Inspect(next(self._tickets)))
+        self.inspected = stats
+        return stats
+
     async def requests(self) -> list[RequestView]:
         """Live ones first, each group youngest first; the last `HISTORY` ended ones are remembered."""
-        stats: KernelStats = await self._ask(Inspect(next(self._tickets)))
-        self.users = stats.users
+        stats = await self.inspect()
         live = [view for view in stats.requests if view.id not in self._ended]
         return sorted(live, key=_arrived, reverse=True) + sorted(self._ended.values(), key=_arrived, reverse=True)
 

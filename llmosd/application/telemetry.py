@@ -62,8 +62,8 @@ class Telemetry:
 
     async def tick(self) -> None:
         views = await self._service.requests()
-        stats = self._service.stats
-        assert stats is not None  # the reply to `requests` came with it
+        stats = self._service.inspected
+        assert stats is not None  # that is what `requests` looks at
         self.frame = self._frames.build(
             stats,
             views,

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,6 +23,7 @@ from llmosd.application.http.app import create_app
 from llmosd.application.http.generation import Backing, Model
 from llmosd.application.http.metrics import Metrics
 from llmosd.application.image import Numerics
+from llmosd.application.memory import MemoryInfo, SegmentInfo
 from llmosd.application.prompts import Prompts
 from llmosd.application.server import HttpServer, listen
 from llmosd.application.service import Phase, Service
@@ -36,7 +38,17 @@ from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.kernels import Kernels
 from llmosd.system.policy import Priority
 from llmosd.system.speculation import Speculation
-from llmosd.types import Plan, RequestView, SequencePlan, SequenceResult, SequenceStart, StepResult, TokenLogprob
+from llmosd.types import (
+    UNLIMITED,
+    Plan,
+    Quotas,
+    RequestView,
+    SequencePlan,
+    SequenceResult,
+    SequenceStart,
+    StepResult,
+    TokenLogprob,
+)
 from llmosd.wire import EventMessage
 
 MODEL = "letters"
@@ -151,11 +163,14 @@ async def open_house(
     prefixes: bool = False,
     home: Path | None = None,
     numerics: Numerics = NUMERICS,
+    quotas: Quotas = UNLIMITED,
 ) -> AsyncIterator[House]:
     """`length` says how many tokens a sequence generates, at most its max_tokens. What `home` has is restored."""
     with TemporaryDirectory() as scratch:
         hibernated = (home or Path(scratch)) / "hibernated"
-        async with _open_house(length, limits, log_prompts, speculation, prefixes, hibernated, numerics) as house:
+        async with _open_house(
+            length, limits, log_prompts, speculation, prefixes, hibernated, numerics, quotas
+        ) as house:
             yield house
 
 
@@ -168,6 +183,7 @@ async def _open_house(
     prefixes: bool,
     hibernated: Path,
     numerics: Numerics,
+    quotas: Quotas,
 ) -> AsyncIterator[House]:
     clock, loop = ManualClock(), asyncio.get_running_loop()
     executor = LettersExecutor(length, clock)
@@ -186,7 +202,7 @@ async def _open_house(
         loop.call_soon_threadsafe(service.dispatch, batch)
 
     def build() -> tuple[Kernels, LettersExecutor]:
-        return Kernels(Kernel(limits, Priority(), speculation, prefix_secret, model=MODEL)), executor
+        return Kernels(Kernel(limits, Priority(), speculation, prefix_secret, model=MODEL, quotas=quotas)), executor
 
     engine = ThreadEngine(build, deliver, lambda: clock.now)
     service = Service(engine, on_accept=record, clock=lambda: clock.now)
@@ -202,6 +218,7 @@ async def _open_house(
         backing,
         host="127.0.0.1",
         registry=metrics.registry,
+        memory=partial(MemoryInfo.of, segments=[SegmentInfo(MODEL, "weights", 1000)], page_bytes={MODEL: 64}),
         status=lambda: {"state": str(service.phase), "model": MODEL},
         observe=metrics.count_http,
     )

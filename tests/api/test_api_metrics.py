@@ -122,7 +122,7 @@ async def test_http_requests_are_counted_by_route_not_by_path(house: House) -> N
 
 async def test_users_have_what_they_hold_and_used() -> None:
     async with open_house(prefixes=True) as house:
-        house.metrics.users(lambda: house.service.users)
+        house.metrics.users(lambda: house.service.inspected.users if house.service.inspected else ())
         for user in ("alice", "alice", '*"b"'):
             await house.http.post(COMPLETIONS, json=body(user=user, prompt="hello " * 20))
         ended = await house.service.requests()

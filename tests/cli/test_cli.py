@@ -56,7 +56,7 @@ def test_exit_codes(error: LlmosError, code: int) -> None:
     assert exit_code(error) == code
 
 
-@pytest.mark.parametrize("args", [["ps"], ["kill", "x"], ["nice", "1", "x"], ["stop"]])
+@pytest.mark.parametrize("args", [["ps"], ["mem"], ["kill", "x"], ["nice", "1", "x"], ["stop"]])
 def test_without_a_daemon_it_says_so_and_exits_3(
     args: list[str], tmp_path: Path, unused_tcp_port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

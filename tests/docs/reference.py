@@ -94,6 +94,7 @@ ENDPOINTS = {
     "/v1/requests/{id}/hibernate": "suspend it and keep it on disk; answered when it is durable",
     "/v1/requests/{id}/stream": "what it says after the first `from` characters, as a stream, to its end",
     "/v1/hibernate": "hibernate all live requests",
+    "/v1/memory": "segments, pages by state, waste, swap, a map of the pool, top users",
     "/v1/status": "what `llmosd status --json` shows",
     "/health": "200 while requests are taken, else 503",
     "/metrics": "metrics for Prometheus",
@@ -102,7 +103,14 @@ ENDPOINTS = {
 
 def endpoints() -> Rows:
     backing: Any = SimpleNamespace(service=None, hibernation=None, prompts=None, model=None)
-    app = create_app(backing, host="", registry=Metrics("").registry, status=dict, observe=lambda *_: None)
+    app = create_app(
+        backing,
+        host="",
+        registry=Metrics("").registry,
+        status=dict,
+        memory=lambda stats: stats,
+        observe=lambda *_: None,
+    )
     rows: Rows = [("endpoint", "methods", "what it does")]
     for route in app.routes:
         assert isinstance(route, Route)
@@ -113,7 +121,7 @@ def endpoints() -> Rows:
 
 def metrics() -> Rows:
     kept, registry = Metrics(""), []
-    nothing: Any = SimpleNamespace(p99_ms=lambda: 0.0, connected=True, gaps=0, lost=0, users=())
+    nothing: Any = SimpleNamespace(p99_ms=lambda: 0.0, connected=True, gaps=0, lost=0, inspected=None)
     offer_metrics(kept, nothing, nothing, nothing, nothing)
     kept.observe(cast(Any, SimpleNamespace(stats=_stats(), events=(), step=None)))
     for family in kept.registry.collect():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from llmosd.types import KernelStats, RequestView, State, TimeSplit
+from llmosd.types import KernelStats, PoolView, RequestView, State, TimeSplit
 
 MILLISECOND = 1_000_000
 
@@ -48,6 +48,29 @@ def finished(id: str = "r1", **changes: Any) -> RequestView:
     return view(id, **(facts | changes))
 
 
+def pool(**changes: Any) -> PoolView:
+    base = PoolView(
+        model="m",
+        page_tokens=64,
+        total=100,
+        used=0,
+        shared=0,
+        arriving=0,
+        leaving=0,
+        beyond=0,
+        cached=0,
+        reserved=0,
+        unfilled=0,
+        duplicate=None,
+        map="." * 100,
+        pages_per_code=1,
+        slots=0,
+        slots_used=0,
+        swapped=0,
+    )
+    return replace(base, **changes)
+
+
 def stats(**changes: Any) -> KernelStats:
     base = KernelStats(
         slots=8,
@@ -68,5 +91,6 @@ def stats(**changes: Any) -> KernelStats:
         drafted_tokens=0,
         accepted_tokens=0,
         policy="fcfs",
+        pools=(pool(),),
     )
     return replace(base, **changes)

@@ -10,7 +10,7 @@ import pytest
 from llmosd.application.frames import ROW_LIMIT, FrameBuilder, Identity
 from llmosd.types import Accepted, Ended, Event, Output, RequestView, State, StateChanged, StepStats, TimeSplit
 from llmosd.wire import Amdahl, Frame, Host
-from tests.telemetry.examples import MILLISECOND, stats, view
+from tests.telemetry.examples import MILLISECOND, pool, stats, view
 
 SECOND = 1000 * MILLISECOND
 
@@ -146,3 +146,26 @@ def test_a_full_frame_survives_the_wire_and_stays_small() -> None:
     assert msgspec.json.decode(payload, type=Frame) == frame
     assert len(payload) < 32_000
     assert frame.queueing.amdahl.p == 0.9
+
+
+def test_memory_is_told_whole_in_bounded_size() -> None:
+    seen = pool(used=40, shared=3, arriving=2, leaving=4, cached=20, reserved=5, unfilled=77, duplicate=6, swapped=2)
+    frame = build(
+        builder(),
+        SECOND,
+        pools=(seen,),
+        swap_slots=30,
+        swap_slots_used=9,
+        swap_outs=12,
+        swap_ins=3,
+        suspended=1,
+        parked=7,
+    )
+    pages, queue, swap = frame.pages, frame.queue, frame.swap
+    assert (pages.total, pages.used, pages.shared, pages.cached, pages.reserved) == (100, 40, 3, 20, 5)
+    assert (pages.arriving, pages.leaving, pages.unfilled, pages.duplicate) == (2, 4, 77, 6)
+    assert (pages.map, pages.pages_per_letter) == ("." * 100, 1)
+    assert (queue.suspended, queue.swapped, queue.parked) == (1, 2, 7)
+    assert (swap.total, swap.used, swap.out_total, swap.in_total) == (30, 9, 12, 3)
+    (row,) = build(builder(), SECOND, [view(swapped_pages=8, waits_for="quota: running 2 of 2")]).requests
+    assert (row.swapped_pages, row.waits_for) == (8, "quota: running 2 of 2")

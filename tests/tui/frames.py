@@ -69,8 +69,8 @@ def frame(seq: int = 1, requests: int | tuple[RequestRow, ...] = 11, **changes: 
         model="smollm2-135m-instruct",
         backend="native",
         threads=2,
-        queue=Queue("fcfs", 8, round(5 + 3 * wave), 3, 1, 140, 120, 2, 0, 4),
-        pages=Pages(512, round(300 + 150 * wave), 12, 64, 2_949_120),
+        queue=Queue("fcfs", 8, round(5 + 3 * wave), 3, 1, 140, 120, 2, 0, 4, suspended=2, swapped=1),
+        pages=Pages(512, round(300 + 150 * wave), 12, 64, 2_949_120, cached=40),
         throughput=Throughput(91_000, 48_211, 410.0 * (1 - wave), 208 * wave, 1.3),
         latency=Latency(
             60.0,

@@ -52,6 +52,18 @@ def test_the_summary_never_overflows(shown: Frame, width: int, glyphs: Glyphs) -
         assert width_of(each) <= width
 
 
+def test_who_stands_still_and_what_lies_idle_have_numbers_of_their_own() -> None:
+    shown = frame(9)
+    busy = replace(
+        shown,
+        queue=replace(shown.queue, suspended=3, swapped=12, prefilling=14),
+        pages=replace(shown.pages, cached=41),
+    )
+    assert "suspended 3 swapped 12" in text(panels.scheduler, busy, INNER["scheduler"])
+    assert "idle 41" in text(panels.pool, busy, INNER["pool"])
+    assert "suspended 3  swapped 12  idle 41 pages" in text(compact, busy, 130)
+
+
 def test_missing_figures_are_dashes_not_zeroes() -> None:
     assert text(panels.latency, blank).count("–") == 16
     assert "p50 –" in text(panels.throughput, blank)

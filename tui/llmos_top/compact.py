@@ -37,6 +37,9 @@ def _queues(state: State, frame: Frame, glyphs: Glyphs) -> list[Line]:
         line(("kv ", "label"), f"{percent(share)} ", (glyphs.bar(share, SPARK), role), " ", (word, role)),
         line(("wait ", "label"), f"{count(queue.waiting)} ", (waiting, "graph")),
         line(("preempt ", "label"), f"{count(per_minute(state, lambda f: f.queue.preemptions_total))}/min"),
+        line(("suspended ", "label"), count(queue.suspended)),
+        line(("swapped ", "label"), count(queue.swapped)),
+        line(("idle ", "label"), f"{count(pages.cached)} pages"),
     ]
 
 

@@ -53,7 +53,15 @@ def scheduler(state: State, frame: Frame, width: int, glyphs: Glyphs) -> list[Li
     return [
         row("running", f"{queue.running}/{queue.slots}", state.series(lambda f: f.queue.running), queue.slots),
         row("waiting", count(queue.waiting), state.series(lambda f: f.queue.waiting)),
-        row("prefill", count(queue.prefilling), state.series(lambda f: f.queue.prefilling), queue.slots),
+        flow(
+            [
+                line(("suspended ", "label"), count(queue.suspended)),
+                line(("swapped ", "label"), count(queue.swapped)),
+                line(("prefill ", "label"), count(queue.prefilling)),
+            ],
+            width,
+            gap=1,
+        ),
         line(("preempted ", "label"), f"{count(preempted)}/min  total {count(queue.preemptions_total)}"),
         flow(
             [
@@ -83,11 +91,14 @@ def pool(state: State, frame: Frame, width: int, glyphs: Glyphs) -> list[Line]:
             ("pages ", "label"),
             f"{count(pages.used)} used  {count(free)} free",
         ),
-        line(
-            ("shared ", "label"),
-            f"{count(pages.shared)}  ",
-            ("room ", "label"),
-            f"{count(free * pages.page_tokens)} tok",
+        flow(
+            [
+                line(("idle ", "label"), count(pages.cached)),
+                line(("shared ", "label"), count(pages.shared)),
+                line(("room ", "label"), f"{count(free * pages.page_tokens)} tok"),
+            ],
+            width,
+            gap=1,
         ),
         line(("memory ", "label"), f"{gigabytes(used_by_pages)} of {gigabytes(pages.total * pages.bytes_per_page)}"),
         line(

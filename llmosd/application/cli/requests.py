@@ -22,6 +22,7 @@ COLUMNS = {
     "completion_tokens": "done",
     "max_tokens": "max",
     "pages": "pages",
+    "swapped_pages": "swapped",
     "preemptions": "preempted",
     "total_ms": "total_ms",
     "ttft_ms": "ttft_ms",
