@@ -86,7 +86,7 @@ class Blueprint:
     @property
     def numerics(self) -> Numerics:
         record, config = self.model.record, self.config
-        return Numerics(record.id, record.files, record.geometry, config.weights, config.kv_format)
+        return Numerics(record.id, record.files, record.geometry, config.weights, self.backend, self.kv_format)
 
     @property
     def bytes_per_page(self) -> int:

@@ -19,6 +19,8 @@ from llmosd.application.engine_messages import (
     Command,
     Hibernate,
     Inspect,
+    PageContents,
+    ReadPages,
     Renice,
     Reply,
     Restore,
@@ -27,7 +29,7 @@ from llmosd.application.engine_messages import (
     Suspend,
 )
 from llmosd.errors import LlmosError, StepError, Unavailable
-from llmosd.system.executor import Executor
+from llmosd.system.executor import Executor, PageStore
 from llmosd.system.kernels import Kernels
 from llmosd.system.snapshot import Snapshot
 from llmosd.types import (
@@ -35,8 +37,10 @@ from llmosd.types import (
     Nanoseconds,
     Plan,
     RequestId,
+    RequestView,
     SequencePlan,
     SequenceResult,
+    State,
     StepResult,
     StepStats,
     TransferDone,
@@ -149,9 +153,11 @@ class Loop:
                 self._check_open()
                 events += kernel.submit(spec, now)
                 return kernel.view(spec.id)
-            case Restore(snapshot=snapshot, arrived=arrived):
+            case Restore(snapshot=snapshot, arrived=arrived, contents=contents):
                 self._check_open()
                 events += kernel.restore(snapshot, arrived, now)
+                if contents is not None:
+                    self._write_pages(snapshot, contents)
                 return kernel.view(snapshot.id)
             case Cancel(id=id, reason=reason):
                 events += kernel.cancel(id, reason, now)
@@ -168,6 +174,8 @@ class Loop:
                 return view
             case Hibernate(ids=ids):
                 return self._hibernate(ids, now, events)
+            case ReadPages(id=id):
+                return self._read_pages(kernel.view(id))
             case Inspect():
                 return kernel.stats(requests=True)
 
@@ -178,6 +186,22 @@ class Loop:
         for view in views:  # all are there
             events += self._kernel.suspend(view.id, now)[1]
         return tuple(self._kernel.snapshot(view.id, now) for view in views)
+
+    def _read_pages(self, view: RequestView) -> PageContents | None:
+        """A copy, so that writing it to disk holds up nobody."""
+        store = self._executor
+        if view.state is not State.SUSPENDED or not isinstance(store, PageStore):
+            return None
+        kept, pages = self._kernel.kept(view.id)
+        size = store.bytes_per_page(view.model)
+        return PageContents(kept, size, store.read_pages(view.model, pages)) if pages and size else None
+
+    def _write_pages(self, snapshot: Snapshot, contents: PageContents) -> None:
+        store, size, model = self._executor, contents.bytes_per_page, snapshot.spec.model
+        if isinstance(store, PageStore) and size == store.bytes_per_page(model):
+            planted, data = self._kernel.plant(snapshot.id, contents.kept), memoryview(contents.data)
+            parts = [data[number * size : (number + 1) * size] for number, _ in planted]
+            store.write_pages(model, [page for _, page in planted], parts)
 
     def _check_open(self) -> None:
         if self._phase is not Phase.RUNNING:

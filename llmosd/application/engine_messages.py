@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmosd.errors import LlmosError
-from llmosd.system.snapshot import Snapshot
+from llmosd.system.snapshot import KeptPages, Snapshot
 from llmosd.types import Event, KernelStats, Nanoseconds, RequestId, RequestSpec, RequestView, StepStats
 
 
@@ -60,12 +60,30 @@ class Hibernate:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadPages:
+    """Answered with the PageContents that are worth keeping of a suspended request's pages, None if there are none."""
+
+    ticket: int
+    id: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class PageContents:
+    """K and V of pages, `bytes_per_page` each, in the order of their numbers."""
+
+    kept: KeptPages
+    bytes_per_page: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Restore:
     """Takes up a request of an earlier engine, suspended; answered with its view."""
 
     ticket: int
     snapshot: Snapshot
     arrived: Nanoseconds
+    contents: PageContents | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +93,8 @@ class Inspect:
     ticket: int
 
 
-Command = Submit | Cancel | Renice | Suspend | Resume | Hibernate | Restore | Inspect
-Answer = RequestView | KernelStats | tuple[Snapshot, ...] | None
+Command = Submit | Cancel | Renice | Suspend | Resume | Hibernate | ReadPages | Restore | Inspect
+Answer = RequestView | KernelStats | tuple[Snapshot, ...] | PageContents | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,9 @@ class FrameBuilder:
         self._latencies.observe(events)
         for event in events:
             if isinstance(event, Accepted):
-                self._queue.arrive(event.request.id, event.request.arrived)
+                view = event.request  # a restored one is a customer of this daemon's from now on
+                arrived = view.arrived + view.times.total if event.restored else view.arrived
+                self._queue.arrive(view.id, arrived)
             elif isinstance(event, Ended):
                 self._queue.leave(event.request.id, event.now, event.request.times.queued)
         if step is not None:

@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llmosd.application.engine import Batch
+from llmosd.application.engine import Batch, PageContents
 from llmosd.application.eventlog import EventLog
-from llmosd.application.image import Answer, Image, ImageError, Numerics
+from llmosd.application.image import Answer, Image, ImageError, Numerics, Pages
 from llmosd.application.image_directory import Contents, ImageDirectory
 from llmosd.application.service import Service
 from llmosd.errors import LlmosError, NotFound
@@ -69,9 +69,12 @@ class Hibernation:
         taken = [snapshot for snapshot in await self._service.freeze(ids) if self._service.is_live(snapshot.id)]
         new = {snapshot.id for snapshot in taken} - self._images
         self._images |= new
-        images = [Image(snapshot, self._numerics, time.time(), stands) for snapshot in taken]
+        at = time.time()
         try:
             async with self._files:
+                pages = [await self._keep_pages(snapshot.id) for snapshot in taken]
+                parts = zip(taken, pages, strict=True)
+                images = [Image(snapshot, self._numerics, at, stands, kept) for snapshot, kept in parts]
                 await asyncio.to_thread(self._directory.write, images)
         except OSError as error:
             await self._take_back(taken, new, stood)
@@ -91,8 +94,19 @@ class Hibernation:
             except LlmosError as error:
                 self._note("error", "request.lost", f"it ends with the daemon: {error.message}", id)
 
+    async def _keep_pages(self, id: RequestId) -> Pages | None:
+        """None where nothing is worth it, or it has gone on already, or the disk has no room."""
+        try:
+            contents = await self._service.read_pages(id)
+            if contents is None:
+                return None
+            digest = await asyncio.to_thread(self._directory.write_pages, id, contents.data)
+        except (NotFound, OSError):
+            return None
+        return Pages(contents.kept, contents.bytes_per_page, digest)
+
     async def _take_back(self, taken: Sequence[Snapshot], new: set[RequestId], stood: frozenset[RequestId]) -> None:
-        await self._remove([self._directory.image(id) for id in new])
+        await self._remove([path(id) for id in new for path in (self._directory.image, self._directory.pages)])
         self._images -= new
         for snapshot in taken:
             await self._service.thaw(snapshot.id, durable=snapshot.id in self._images, resume=snapshot.id not in stood)
@@ -127,8 +141,9 @@ class Hibernation:
         snapshot = image.snapshot
         self._check(image)
         texts = await asyncio.to_thread(self._texts, snapshot)
+        contents = await asyncio.to_thread(self._contents, image)
         arrived = self._service.clock() - _ns_since(image.at) - snapshot.age
-        view = await self._service.restore(snapshot, arrived, texts)
+        view = await self._service.restore(snapshot, arrived, texts, contents)
         self._images.add(image.id)
         try:
             await self._on_restore(view)
@@ -148,12 +163,21 @@ class Hibernation:
         branches = (branch.tokens for branch in image.snapshot.branches)
         if not all(token in known for tokens in (image.snapshot.spec.prompt, *branches) for token in tokens):
             raise ImageError("it has tokens that its model does not know")
-        if (asked.weights, asked.kv_format) != (served.weights, served.kv_format):
-            text = f"it began with weights={asked.weights}, kv_format={asked.kv_format}: its text may be another"
+        if asked != served:
+            began = f"weights={asked.weights}, backend={asked.backend}, kv_format={asked.kv_format}"
+            text = f"it began with {began}: its text may be another"
             self._note("warning", "request.numerics", text, image.id)
 
     def _texts(self, snapshot: Snapshot) -> list[str]:
         return [text_of(branch.tokens, snapshot.spec.sampling, self._tokenizer) for branch in snapshot.branches]
+
+    def _contents(self, image: Image) -> PageContents | None:
+        """K and V, if they are what this daemon would compute."""
+        if image.pages is None or image.numerics != self._numerics:
+            return None
+        data, size = self._directory.read_pages(image), image.pages.bytes_per_page
+        whole = data is not None and len(data) == image.pages.kept.pages * size
+        return PageContents(image.pages.kept, size, data) if data is not None and whole else None
 
     def _remember(self, found: Contents) -> None:
         for answer in found.answers:
@@ -191,7 +215,8 @@ class Hibernation:
                 if answer is not None:
                     await asyncio.to_thread(self._directory.write, [answer])
                     self._answers.add(view.id)
-                await asyncio.to_thread(self._directory.remove, [self._directory.image(view.id)])
+                files = [self._directory.image(view.id), self._directory.pages(view.id)]
+                await asyncio.to_thread(self._directory.remove, files)
             except OSError as error:
                 self._note("error", "request.kept", f"its image stays, its answer is in memory: {error}", view.id)
         self._images.discard(view.id)

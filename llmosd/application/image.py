@@ -14,7 +14,7 @@ import msgspec
 
 from llmosd.errors import LlmosError
 from llmosd.runtime.geometry import Geometry
-from llmosd.system.snapshot import Snapshot
+from llmosd.system.snapshot import KeptPages, Snapshot
 from llmosd.types import FinishReason, RequestId, RequestView
 from llmosd.wire import UNREADABLE
 
@@ -38,17 +38,28 @@ class Numerics:
     files: dict[str, str]
     geometry: Geometry
     weights: str
+    backend: str
     kv_format: str
 
 
 @dataclass(frozen=True, slots=True)
+class Pages:
+    """What the file beside an image has of K and V; without that very file they are computed again."""
+
+    kept: KeptPages
+    bytes_per_page: int
+    digest: bytes  # of the file
+
+
+@dataclass(frozen=True, slots=True)
 class Image:
-    """A hibernated request. K and V are computed again from its tokens."""
+    """A hibernated request."""
 
     snapshot: Snapshot
     numerics: Numerics
     at: float  # Unix seconds
     stands: bool = False  # it is to wait for `llmosd resume` after a restart
+    pages: Pages | None = None
 
     @property
     def id(self) -> RequestId:

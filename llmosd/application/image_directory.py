@@ -1,4 +1,5 @@
-"""The files of hibernated requests: `<id>.image`, later `<id>.answer`; `.bad` behind the name of what is unreadable.
+"""The files of hibernated requests: `<id>.image`, with `<id>.pages` where K and V are worth keeping, later
+`<id>.answer`; `.bad` behind the name of what is unreadable.
 
 A file is written beside its place, synchronised, renamed, and the directory synchronised: it is there whole or not at
 all, and survives the loss of power. Everything here blocks.
@@ -10,6 +11,7 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from urllib.parse import quote
 
@@ -38,6 +40,9 @@ class ImageDirectory:
     def image(self, id: RequestId) -> Path:
         return self._named(id, ".image")
 
+    def pages(self, id: RequestId) -> Path:
+        return self._named(id, ".pages")
+
     def answer(self, id: RequestId) -> Path:
         return self._named(id, ".answer")
 
@@ -52,13 +57,31 @@ class ImageDirectory:
         self.remove([self.image(answer.view.id) for answer in found.answers])  # the last daemon had not got to it
         self._read_all(".image", Image, found.images, found)
         found.images.sort(key=lambda image: image.snapshot.spec.created_at)
+        wanted = {self.pages(image.id) for image in found.images if image.pages}
+        self.remove(path for path in self.path.glob("*.pages") if path not in wanted)
         return found
 
     def write(self, contents: Iterable[Image | Answer]) -> None:
         """Durable when it returns; what a failure leaves is as it was or as it is to be."""
         for content in contents:
-            self._write(self.image(content.id) if isinstance(content, Image) else self.answer(content.id), content)
+            path = self.image(content.id) if isinstance(content, Image) else self.answer(content.id)
+            self._write_bytes(path, encode(content))
         _synchronise(self.path)
+
+    def write_pages(self, id: RequestId, data: bytes) -> bytes:
+        """The file's digest; durable with the image that is written next."""
+        self._write_bytes(self.pages(id), data)
+        return sha256(data).digest()
+
+    def read_pages(self, image: Image) -> bytes | None:
+        """None unless they are what was written with this image."""
+        if image.pages is None:
+            return None
+        try:
+            data = self.pages(image.id).read_bytes()
+        except OSError:
+            return None
+        return data if sha256(data).digest() == image.pages.digest else None
 
     def remove(self, paths: Iterable[Path]) -> None:
         for path in paths:
@@ -89,11 +112,11 @@ class ImageDirectory:
             except OSError as error:
                 found.bad.append((path, ImageError(f"it cannot be read: {error.strerror}")))
 
-    def _write(self, path: Path, content: Image | Answer) -> None:
+    def _write_bytes(self, path: Path, data: bytes) -> None:
         scratch = path.with_name(path.name + _SCRATCH)
         try:
             with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(encode(content))
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             scratch.replace(path)

@@ -24,6 +24,8 @@ from llmosd.application.engine import (
     Engine,
     Hibernate,
     Inspect,
+    PageContents,
+    ReadPages,
     Renice,
     Restore,
     Resume,
@@ -164,12 +166,19 @@ class Service:
                 with suppress(NotFound):
                     await self.resume(id)
 
-    async def restore(self, snapshot: Snapshot, arrived: Nanoseconds, texts: Sequence[str]) -> RequestView:
-        """Take up, suspended, a request of an earlier daemon that has said these texts.
+    async def read_pages(self, id: RequestId) -> PageContents | None:
+        """What is worth keeping of a suspended request's K and V. Raises NotFound."""
+        contents: PageContents | None = await self._ask(ReadPages(next(self._tickets), id))
+        return contents
+
+    async def restore(
+        self, snapshot: Snapshot, arrived: Nanoseconds, texts: Sequence[str], contents: PageContents | None
+    ) -> RequestView:
+        """Take up, suspended, a request of an earlier daemon that has said these texts; `contents` saves prefill.
 
         Raises InvalidRequest or ContextTooLong where the limits there are now cannot serve it.
         """
-        command = Restore(next(self._tickets), snapshot, arrived)
+        command = Restore(next(self._tickets), snapshot, arrived, contents)
         finishes = [branch.finish for branch in snapshot.branches]
         stream = self._open(command.ticket, snapshot.id, Transcript(texts, finishes))
         stream.durable = stream.open_to_all = True

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from llmosd.runtime.continuation import Continuation
 from llmosd.runtime.distribution import NOT_FINITE, Row
 from llmosd.runtime.native_sampling import best_sampler
 from llmosd.runtime.packing import Packed, Packer
+from llmosd.runtime.page_bytes import PageBytes
 from llmosd.runtime.page_transfers import PageTransfers
 from llmosd.runtime.paged_model import PagedModel
 from llmosd.runtime.stream import NO_TOKEN, Stream
@@ -65,6 +68,29 @@ class OnnxExecutor:
             meanwhile()
         finished = self._transfers.finished(at_least_one=not plan.sequences) if self._transfers else ()
         return StepResult(plan.step, results, run_ns, time.perf_counter_ns() - began, finished)
+
+    # ---- as a PageStore
+
+    def bytes_per_page(self, model: str) -> int:
+        return self._model.page_bytes.size if self._model.page_bytes else 0
+
+    def read_pages(self, model: str, pages: Sequence[int]) -> bytes:
+        access = self._page_bytes()
+        contents = np.empty((len(pages), access.size), np.uint8)
+        for page, buffer in zip(pages, contents, strict=True):
+            access.gather(page, buffer)
+        return contents.tobytes()
+
+    def write_pages(self, model: str, pages: Sequence[int], contents: Sequence[memoryview]) -> None:
+        access = self._page_bytes()
+        for page, data in zip(pages, contents, strict=True):
+            access.scatter(page, np.frombuffer(data, np.uint8))
+
+    def _page_bytes(self) -> PageBytes:
+        assert self._model.page_bytes is not None, "these pages are out of reach"
+        return self._model.page_bytes
+
+    # ---- steps
 
     def _prepare(self, plan: Plan) -> None:
         for sequence in plan.ended:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 from llmosd.types import Plan, StepResult
 
@@ -21,4 +21,21 @@ class Executor(Protocol):
 
         Raises StepError when the step failed as a whole; the same plan may then be executed again.
         """
+        ...
+
+
+@runtime_checkable
+class PageStore(Protocol):
+    """An executor that gives the contents of pages away and takes them in, between steps."""
+
+    def bytes_per_page(self, model: str) -> int:
+        """0 where pages lie out of reach."""
+        ...
+
+    def read_pages(self, model: str, pages: Sequence[int]) -> bytes:
+        """K and V of these pages, one after the other."""
+        ...
+
+    def write_pages(self, model: str, pages: Sequence[int], contents: Sequence[memoryview]) -> None:
+        """What `read_pages` gave, page by page, to these pages."""
         ...

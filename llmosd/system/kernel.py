@@ -24,9 +24,10 @@ from llmosd.system.quotas import QuotaQueue
 from llmosd.system.request import Request, Sequence
 from llmosd.system.reuse import PrefixReuse
 from llmosd.system.scheduler import Scheduler
-from llmosd.system.snapshot import Snapshot, revive, take, validate_snapshot
+from llmosd.system.snapshot import KeptPages, Snapshot, revive, take, validate_snapshot
 from llmosd.system.speculation import Speculation
 from llmosd.system.swapping import Swapping
+from llmosd.system.transplant import Transplants
 from llmosd.system.turns import Urgency
 from llmosd.types import (
     ENDED,
@@ -81,7 +82,9 @@ class Kernel:
         self._reuse = PrefixReuse(self._table, remember=prefixes is not None)
         self._speculation = speculation
         self._pager = Pager(limits.swap_slots, self._table)
-        self._eviction = Eviction(eviction, costs or Costs(), self._table, self._pager.space)
+        costs = costs or Costs()
+        self._eviction = Eviction(eviction, costs, self._table, self._pager.space)
+        self._transplants = Transplants(pool, limits.page_tokens, costs, remember=prefixes is not None)
         swapping = Swapping(limits, self._table, self._reuse, self._pager, self._eviction)
         self._scheduler = Scheduler(
             limits, self.policy, self._table, self._reuse, self._accounts, speculation, swapping
@@ -200,6 +203,14 @@ class Kernel:
         request = self._find(id)
         assert request.state is State.SUSPENDED, f"{id} moves on while it is taken down"
         return take(request, now)
+
+    def kept(self, id: RequestId) -> tuple[KeptPages, tuple[int, ...]]:
+        """What is worth keeping of a suspended request's K and V, and the pages where it is now. Raises NotFound."""
+        return self._transplants.held(self._find(id))
+
+    def plant(self, id: RequestId, kept: KeptPages) -> list[tuple[int, int]]:
+        """(number in `kept`, page) of K and V to be written before the next plan: a restored request finds them."""
+        return self._transplants.plant(self._find(id), kept)
 
     # ---- the pool's size
 

@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from llmosd.errors import InvalidRequest, NotFound
 from llmosd.system.accounts import by_user
 from llmosd.system.kernel import Kernel
-from llmosd.system.snapshot import Snapshot
+from llmosd.system.snapshot import KeptPages, Snapshot
 from llmosd.system.turns import Turns
 from llmosd.types import (
     NICE_MAX,
@@ -76,6 +76,12 @@ class Kernels:
 
     def snapshot(self, id: RequestId, now: Nanoseconds) -> Snapshot:
         return self._of(id).snapshot(id, now)
+
+    def kept(self, id: RequestId) -> tuple[KeptPages, tuple[int, ...]]:
+        return self._of(id).kept(id)
+
+    def plant(self, id: RequestId, kept: KeptPages) -> list[tuple[int, int]]:
+        return self._of(id).plant(id, kept)
 
     # ---- plan → execute → commit
 

@@ -63,6 +63,11 @@ class PagePool:
         return self.free - self.reserved
 
     @property
+    def blank(self) -> int:
+        """Available pages that hold nothing."""
+        return min(len(self._free), self.available)
+
+    @property
     def pinned(self) -> int:
         """Pins, several of a page counted each."""
         return sum(self._pins.values())

@@ -45,8 +45,8 @@ class PrefixReuse:
         while path and not self._cache.has(path[-1]):
             path.pop()
         place, start = path[-1] if path else self._cache.root(request.salt), len(path) * self._size
-        if start + self._size <= end and self._cache.find(place, _bytes(leader, start, start + self._size)):
-            path += self._cache.walk(place, _bytes(leader, start, end))
+        if start + self._size <= end and self._cache.find(place, packed(leader, start, start + self._size)):
+            path += self._cache.walk(place, packed(leader, start, end))
         return list(path)
 
     def idle(self, path: list[Node]) -> int:
@@ -72,7 +72,7 @@ class PrefixReuse:
         if not self.is_at_border(sequence):
             return pages
         while sequence.past + self._size <= self._end(sequence):
-            node = self._cache.find(self.place(sequence), _bytes(sequence, sequence.past, sequence.past + self._size))
+            node = self._cache.find(self.place(sequence), packed(sequence, sequence.past, sequence.past + self._size))
             if node is None:
                 break
             self.adopt(sequence, [node])
@@ -106,7 +106,7 @@ class PrefixReuse:
     def _border_key(self, sequence: Sequence, start: int, end: int) -> BorderKey | None:
         if start + self._worth_copying > end:
             return None
-        return sequence.node, sequence.request.salt, _bytes(sequence, start, start + self._worth_copying)
+        return sequence.node, sequence.request.salt, packed(sequence, start, start + self._worth_copying)
 
     # ---- what is left behind
 
@@ -127,7 +127,7 @@ class PrefixReuse:
             self._enter_tail(sequence)
 
     def _settle_page(self, sequence: Sequence, column: int) -> None:
-        tokens = _bytes(sequence, column * self._size, (column + 1) * self._size)
+        tokens = packed(sequence, column * self._size, (column + 1) * self._size)
         parent, page = self.place(sequence), self._table.page(sequence.row, column)
         known = self._cache.find(parent, tokens)
         if known is None or known.page != page:
@@ -144,7 +144,7 @@ class PrefixReuse:
         start = sequence.past // self._size * self._size
         if start == sequence.past:
             return
-        tokens, page = _bytes(sequence, start, sequence.past), self._table.page(sequence.row, start // self._size)
+        tokens, page = packed(sequence, start, sequence.past), self._table.page(sequence.row, start // self._size)
         if (tail := self._cache.node_of(page)) is not None:
             tail.tokens = tokens
         elif self._pool.references(page) == 1:
@@ -160,7 +160,7 @@ class PrefixReuse:
 
     def tail(self, sequence: Sequence) -> bytes:
         """The tokens in its last page."""
-        return _bytes(sequence, sequence.past // self._size * self._size, sequence.past)
+        return packed(sequence, sequence.past // self._size * self._size, sequence.past)
 
     def place(self, sequence: Sequence) -> Node:
         """Its last full page in the tree, or the root."""
@@ -174,7 +174,7 @@ class PrefixReuse:
 
     def _ahead(self, sequence: Sequence) -> bytes:
         """Tokens of the page at whose border the sequence stands, without those that it must compute."""
-        return _bytes(sequence, sequence.past, min(sequence.past + self._size, self._end(sequence)))
+        return packed(sequence, sequence.past, min(sequence.past + self._size, self._end(sequence)))
 
     def _skip(self, sequence: Sequence, tokens: int) -> None:
         sequence.past += tokens
@@ -189,10 +189,11 @@ class PrefixReuse:
         known = [node for node in path if self._cache.has(node)]
         assert known == path[: len(known)], "a page is remembered that follows one that is gone"
         if request is not None and known:
-            tokens = _bytes(request.live[0] if request.live else request.sequences[-1], 0, len(known) * self._size)
+            tokens = packed(request.live[0] if request.live else request.sequences[-1], 0, len(known) * self._size)
             walk = self._cache.walk(self._cache.root(request.salt), tokens)
             assert walk == known, "a path is remembered that the tree does not have"
 
 
-def _bytes(sequence: Sequence, start: int, end: int) -> bytes:
+def packed(sequence: Sequence, start: int, end: int) -> bytes:
+    """Tokens start … end−1 of its history as the prefix cache takes them."""
     return array("i", sequence.history(start, end)).tobytes()

@@ -23,6 +23,17 @@ class Branch:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptPages:
+    """K and V of `pages` full pages, numbered from 0: `columns` has for each live branch those of its history's
+    beginning, in order. Branches may share pages.
+    """
+
+    page_tokens: int
+    pages: int
+    columns: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """A live request at one moment. Of its times on the clock only durations are kept: `spec.arrived` means nothing.
 

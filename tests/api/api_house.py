@@ -60,7 +60,7 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 GEOMETRY = Geometry(1, 8, 1, 1, 8, 8, 258, 512, 1e4, 1e-5, None, (257,))
-NUMERICS = Numerics(MODEL, {"source.gguf": "0" * 64}, GEOMETRY, "file", "float16")
+NUMERICS = Numerics(MODEL, {"source.gguf": "0" * 64}, GEOMETRY, "file", "native", "float16")
 CONTROL = ("<|im_start|>", "<|im_end|>")
 
 

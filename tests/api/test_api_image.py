@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmosd.application import image
-from llmosd.application.image import Answer, Image, ImageError
+from llmosd.application.image import Answer, Image, ImageError, Pages
 from llmosd.application.image_directory import ANSWER_S, ImageDirectory
-from llmosd.system.snapshot import Branch, Snapshot
+from llmosd.system.snapshot import Branch, KeptPages, Snapshot
 from llmosd.types import FinishReason, RequestSpec, RequestView, Sampling, State, TimeSplit
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -54,7 +54,7 @@ ANSWER = Answer(VIEW, ("text ☕",), (FinishReason.LENGTH,), 5.0)
 
 @given(snapshots(), st.floats(0, 2**33), st.booleans())
 def test_an_image_reads_back_as_it_was(snapshot: Snapshot, at: float, stands: bool) -> None:
-    written = Image(snapshot, NUMERICS, at, stands)
+    written = Image(snapshot, NUMERICS, at, stands, Pages(KeptPages(16, 2, ((0, 1), (0,))), 4096, b"digest"))
     assert image.decode(image.encode(written), Image) == written
 
 
@@ -149,6 +149,29 @@ def test_scraps_and_old_answers_are_cleared_away(directory: ImageDirectory) -> N
     os.utime(directory.answer("r"), (yesterday, yesterday))
     assert directory.open().answers == []
     assert list(directory.path.iterdir()) == []
+
+
+def test_pages_belong_to_one_image(directory: ImageDirectory) -> None:
+    def with_pages(digest: bytes) -> Image:
+        return Image(SNAPSHOT, NUMERICS, 2.0, pages=Pages(KeptPages(16, 1, ((0,),)), 4, digest))
+
+    first = with_pages(directory.write_pages("r", b"old."))
+    directory.write([first])
+    assert directory.read_pages(directory.open().images[0]) == b"old."
+    second = with_pages(directory.write_pages("r", b"new."))  # and the daemon is killed before it writes the image
+    assert directory.read_pages(first) is None
+    directory.write([second])
+    assert directory.read_pages(directory.open().images[0]) == b"new."
+    directory.pages("r").unlink()
+    assert directory.read_pages(second) is None
+
+
+def test_pages_without_an_image_are_cleared_away(directory: ImageDirectory) -> None:
+    directory.write_pages("nobody", b"K and V")
+    directory.write_pages("r", b"of an older image")
+    directory.write([IMAGE])
+    assert directory.open().images == [IMAGE]
+    assert [path.name for path in directory.path.iterdir()] == ["r.image"]
 
 
 def test_a_failed_write_leaves_the_old_image(directory: ImageDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,6 +183,7 @@ class KernelMachine(RuleBasedStateMachine):
             event(f"preemptions: {min(self.world.preemptions, 5)}")
             event(f"quota in use: {self.world.parked > 0}")
             event(f"pages read back: {stats.swap_ins > 0}, failures: {stats.swap_failures > 0}")
+            event(f"pages brought along: {self.world.planted > 0}")
             event(f"right guesses: {self.world.kernel.stats(False).accepted_tokens > 0}")
 
 

@@ -10,6 +10,7 @@ from llmosd.errors import StepError
 from llmosd.system.costs import Costs
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import POLICIES
+from llmosd.system.snapshot import KeptPages
 from llmosd.system.speculation import Speculation
 from llmosd.types import UNLIMITED, Event, EvictionMode, Plan, Quotas, RequestSpec, Sampling, State
 from tests.system.oracle import Oracle
@@ -51,6 +52,7 @@ class World:
         self.submitted = 0
         self.prefixes = prefixes
         self.parked = 0  # request·steps
+        self.planted = 0  # pages that a restart brought along
         self._disk: dict[str, Any] = {}
         self._boot()
 
@@ -130,6 +132,7 @@ class World:
             if self.state(id) is not State.SUSPENDED:
                 self.suspend(id)
         snapshots = [self.kernel.snapshot(id, self.now) for id in self.oracle.live]
+        kept = {id: self._read_pages(id) for id in self.oracle.live}
         assert [snapshot.times for snapshot in snapshots] == [self.kernel.view(s.id).times for s in snapshots]
         self.oracle.restarted(starts_at - down - self.now)
         self.now = starts_at
@@ -139,8 +142,19 @@ class World:
             self.oracle.restored(snapshot.id, self.kernel.restore(snapshot, arrived, self.now))
             self.kernel.check()
             times = replace(snapshot.times, other=snapshot.times.other + down)
+            self._write_pages(snapshot.id, *kept[snapshot.id])
+            self.kernel.check()
             again = self.kernel.snapshot(snapshot.id, self.now)
             assert again == replace(snapshot, spec=replace(snapshot.spec, arrived=arrived), times=times)
+
+    def _read_pages(self, id: str) -> tuple[KeptPages, list[list[int]]]:
+        kept, pages = self.kernel.kept(id)
+        return kept, [list(self.executor.pages[page]) for page in pages]
+
+    def _write_pages(self, id: str, kept: KeptPages, contents: list[list[int]]) -> None:
+        for number, page in self.kernel.plant(id, kept):
+            self.executor.pages[page] = list(contents[number])
+            self.planted += 1
 
     def renice(self, id: str, nice: int) -> None:
         assert self.kernel.renice(id, nice, self.now).nice == nice
