@@ -31,11 +31,14 @@ OPTIMISE = ["-O3"]
 SANITIZE = ["-O2", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-# More registers, not wider ones: 512 bits slow some processors down, and kernels are written for 256.
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=256"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl"]
 X86_PROBE = "#include <immintrin.h>\n__m256i probe(__m256i x) {{ return {}(x, x, x); }}\n"
+AMX_PROBE = """#include <immintrin.h>
+void probe() { asm volatile("tilezero %tmm0; tdpbsud %tmm3, %tmm2, %tmm0; tilerelease"); }
+"""
 # What a compiler must be able to compile, beside knowing the flags, to build a set that is not for every compiler.
 PROBES = {
+    "amx": AMX_PROBE,
     "avx512vnni": X86_PROBE.format("_mm256_dpbusd_epi32"),
     "avxvnni": X86_PROBE.format("_mm256_dpbusd_avx_epi32"),
     "neon_dot": "#include <arm_neon.h>\nint32x4_t probe(int32x4_t s, int8x16_t x) { return vdotq_s32(s, x, x); }\n",
@@ -73,6 +76,7 @@ def instruction_sets() -> dict[str, list[str]]:
     machine = platform.machine().lower()
     if machine in ("x86_64", "amd64"):
         return {
+            "amx": [*AVX2, *AVX512, "-mavx512vnni", "-mamx-tile", "-mamx-int8"],
             "avx512vnni": [*AVX2, *AVX512, "-mavx512vnni"],
             "avxvnni": [*AVX2, "-mavxvnni"],
             "avx2": AVX2,

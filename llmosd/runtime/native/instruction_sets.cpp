@@ -5,6 +5,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -59,6 +63,21 @@ bool avx2() {
   const Leaf features(7);
   return avx2() && all(features.b, bit_AVX512F | bit_AVX512BW | bit_AVX512VL) && all(features.c, kVnni) &&
          saved(kXmmYmmMasksZmm);
+}
+
+// A process asks once for the 8 KiB of tiles that each of its threads then has saved.
+bool tiles_granted() {
+#if defined(__linux__)
+  constexpr long kRequestFeature = 0x1023, kTileData = 18;  // asm/prctl.h of Linux 5.16
+  return syscall(SYS_arch_prctl, kRequestFeature, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+[[maybe_unused]] bool amx() {
+  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25, kTileConfigTileData = 3u << 17;
+  return avx512vnni() && all(Leaf(7).d, kTile | kInt8) && saved(kTileConfigTileData) && tiles_granted();
 }
 #elif defined(__aarch64__)
 #if defined(__APPLE__)

@@ -37,7 +37,7 @@ class QuantisedLinear {
     if (rows == 0) return;
     static thread_local Scratch codes, scales;
     Activations activations{codes.reserve<int8_t>(size_t(rows * k_)),
-                            scales.reserve<float>(size_t(rows * blocks() * 2)), nullptr};
+                            scales.reserve<float>(size_t(rows * blocks() * 2)), nullptr, rows};
     activations.sums = activations.scales + rows * blocks();
     quantise(context, x.as<float>(), rows, activations);
     multiply(context, weights, activations, rows, y);
@@ -63,14 +63,14 @@ class QuantisedLinear {
     const int workers = rows < kParallelRows ? 1 : threads_;
     context.parallel(workers, [&](int worker) {
       for (int64_t r = rows * worker / workers; r < rows * (worker + 1) / workers; ++r)
-        kernels().quantise_row(x + r * k_, k_, a.codes + r * k_, a.scales + r * blocks(), a.sums + r * blocks());
+        kernels().quantise_row(x + r * k_, k_, a.from(r, k_));
     });
   }
 
   void multiply(const Context& context, const QuantisedWeights& weights, const Activations& a, int64_t rows,
                 float* y) const {
     const auto run = bits_ == 4 ? kernels().linear4 : kernels().linear8;
-    const int64_t step = std::max<int64_t>(1, groups() / (threads_ * kTasksPerThread));
+    const int64_t step = std::max<int64_t>(1, groups() / (threads_ * kTasksPerThread * 2)) * 2;  // wide kernels pair groups
     std::atomic<int64_t> next{0};
     context.parallel(threads_, [&](int) {
       for (int64_t g; (g = next.fetch_add(step, std::memory_order_relaxed)) < groups();)

@@ -13,10 +13,11 @@ namespace LLMOS_ISA {
 
 // Rotates one head (half-split layout: element i pairs with i + head_size / 2) and scales it.
 inline void rotate(const float* x, const float* cosines, const float* sines, int half, float scale, float* out) {
-  const F8 s = broadcast(scale);
-  for (int i = 0; i < half; i += 8) {
-    const F8 a = load(x + i), b = load(x + half + i), c = load(cosines + i), d = load(sines + i);
-    const F8 minus_b = sub(zero(), b);
+  const F s = broadcast(scale);
+  for (int at = 0; at < half; at += kLanes) {
+    const int i = smaller(at, half - kLanes);  // a last vector may compute some elements again
+    const F a = load(x + i), b = load(x + half + i), c = load(cosines + i), d = load(sines + i);
+    const F minus_b = sub(zero(), b);
     store(out + i, mul(fma(minus_b, d, mul(a, c)), s));
     store(out + half + i, mul(fma(a, d, mul(b, c)), s));
   }
@@ -36,14 +37,14 @@ inline T* page_of(void* pool, int32_t page, int kv_head, const AttentionCall& ca
 // Codes of one head's key or value; returns their scale, which is NaN if an element is not finite. What is smaller than
 // any key that matters becomes zero.
 inline float quantise_head(const float* x, int size, int8_t* codes) {
-  F8 top = zero(), defect = zero();
-  for (int d = 0; d < size; d += 8) {
+  F top = zero(), defect = zero();
+  for (int d = 0; d < size; d += kLanes) {
     top = maximum(top, absolute(load(x + d)));
     defect = fma(load(x + d), zero(), defect);
   }
   const float peak = largest(top) + sum(defect);
-  const F8 inverse = broadcast(peak > 1e-30f ? 127.0f / peak : 0.0f);
-  for (int d = 0; d < size; d += 8) store(codes + d, mul(load(x + d), inverse));
+  const F inverse = broadcast(peak > 1e-30f ? 127.0f / peak : 0.0f);
+  for (int d = 0; d < size; d += kLanes) store(codes + d, mul(load(x + d), inverse));
   return peak / 127.0f;
 }
 
@@ -61,7 +62,7 @@ inline void store_head(const float* x, T* page, int64_t slot, bool transposed, c
   } else if (transposed) {
     for (int d = 0; d < size; ++d) store_one(page + int64_t(d) * call.page_tokens + slot, x[d]);
   } else {
-    for (int d = 0; d < size; d += 8) store(page + slot * size + d, load(x + d));
+    for (int d = 0; d < size; d += kLanes) store(page + slot * size + d, load(x + d));
   }
 }
 
@@ -94,27 +95,27 @@ void rotate_and_store(const AttentionCall& call, const int32_t* pages, int64_t t
 inline void normalise(float* scores, int n, int padded, float* maximum_out, float* sum_out) {
   float top = scores[0];
   int i = 0;
-  if (n >= 8) {
-    F8 m = load(scores);
-    for (i = 8; i + 8 <= n; i += 8) m = maximum(m, load(scores + i));
+  if (n >= kLanes) {
+    F m = load(scores);
+    for (i = kLanes; i + kLanes <= n; i += kLanes) m = maximum(m, load(scores + i));
     top = largest(m);
   }
   for (; i < n; ++i) top = larger(top, scores[i]);
-  const F8 shift = broadcast(top);
-  F8 total = zero();
-  for (i = 0; i + 8 <= n; i += 8) {
-    const F8 weight = exponential(sub(load(scores + i), shift));
+  const F shift = broadcast(top);
+  F total = zero();
+  for (i = 0; i + kLanes <= n; i += kLanes) {
+    const F weight = exponential(sub(load(scores + i), shift));
     store(scores + i, weight);
     total = add(total, weight);
   }
   if (i < n) {
-    for (int j = n; j < i + 8; ++j) scores[j] = -1e30f;
+    for (int j = n; j < i + kLanes; ++j) scores[j] = -1e30f;
     store(scores + i, exponential(sub(load(scores + i), shift)));
-    for (int j = n; j < i + 8; ++j) scores[j] = 0;
+    for (int j = n; j < i + kLanes; ++j) scores[j] = 0;
     total = add(total, load(scores + i));
-    i += 8;
+    i += kLanes;
   }
-  for (; i < padded; i += 8) store(scores + i, zero());
+  for (; i < padded; i += kLanes) store(scores + i, zero());
   *maximum_out = top;
   *sum_out = sum(total);
 }
@@ -126,16 +127,16 @@ inline void merge_row(float* into, const float* part, int head_size) {
   const float keep = into[0] < top ? less : 1.0f, take = part[0] < top ? less : 1.0f;
   into[0] = top;
   into[1] = into[1] * keep + part[1] * take;
-  const F8 k = broadcast(keep), t = broadcast(take);
-  for (int d = 2; d < head_size + 2; d += 8) store(into + d, fma(load(part + d), t, mul(load(into + d), k)));
+  const F k = broadcast(keep), t = broadcast(take);
+  for (int d = 2; d < head_size + 2; d += kLanes) store(into + d, fma(load(part + d), t, mul(load(into + d), k)));
 }
 
 inline void write_row(const AttentionCall& call, const AttentionTask& task, int row, const float* partial) {
   const int group = call.group(), size = call.head_size;
   const int64_t token = task.token + row / group;
   float* out = call.out + (token * call.heads + task.kv_head * group + row % group) * size;
-  const F8 scale = broadcast(1.0f / partial[1]);
-  for (int d = 0; d < size; d += 8) store(out + d, mul(load(partial + 2 + d), scale));
+  const F scale = broadcast(1.0f / partial[1]);
+  for (int d = 0; d < size; d += kLanes) store(out + d, mul(load(partial + 2 + d), scale));
 }
 
 // Scratch of one worker, carved from one allocation.
@@ -206,7 +207,7 @@ class Attention {
       float* partial = to + (first + r) * stride_;
       const int64_t visible = task_.position + (first + r) / group_ + 1 - begin;
       normalise(work_.scores + r * kKeyTile, int(smaller<int64_t>(visible, keys)), padded, partial, partial + 1);
-      for (int d = 0; d < size_; d += 8) store(partial + 2 + d, zero());
+      for (int d = 0; d < size_; d += kLanes) store(partial + 2 + d, zero());
     }
     if (kScaled) scale_columns(call_.values, pages, rows, padded);
     for (int at = 0, p = 0; at < keys; at += call_.page_tokens, ++p) {
@@ -221,8 +222,8 @@ class Attention {
     for (int at = 0, p = 0; at < columns; at += call_.page_tokens, ++p) {
       const int8_t* page = page_of<const int8_t>(pool, pages[p], task_.kv_head, call_);
       const float* scales = reinterpret_cast<const float*>(page + size_ * call_.page_tokens);
-      for (int j = 0; j < smaller(call_.page_tokens, columns - at); j += 8) {
-        const F8 scale = load(scales + j);
+      for (int j = 0; j < smaller(call_.page_tokens, columns - at); j += kLanes) {
+        const F scale = load(scales + j);
         for (float* to = work_.scores + at + j, *end = to + rows * kKeyTile; to < end; to += kKeyTile)
           store(to, mul(load(to), scale));
       }
@@ -237,7 +238,7 @@ class Attention {
       if (!next || rows >= kConvertRows) ahead = {};  // the next page is far off then, and the hardware sees the pattern
       return gemm<kAccumulate>(rows, a, b, b_stride, c, c_stride, depth, columns, ahead);
     }
-    for (int i = 0; i < depth * b_stride; i += 8) store(work_.page + i, load(b + i));
+    for (int i = 0; i < depth * b_stride; i += kLanes) store(work_.page + i, load(b + i));
     gemm<kAccumulate, float>(rows, a, work_.page, b_stride, c, c_stride, depth, columns, {});
   }
 

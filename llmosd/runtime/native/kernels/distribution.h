@@ -16,9 +16,9 @@ constexpr int kRowAhead = 1024;  // logits to fetch ahead of use: other cores ha
 inline Survey survey_block(const float* x, int count) {
   for (int i = 0; i < kRowBlock; i += kCacheLine / int(sizeof(float))) prefetch(x + kRowAhead + i);
   if (count == kRowBlock) {
-    F8 lanes = load(x), finite = mul(lanes, zero());
-    for (int i = 8; i < kRowBlock; i += 8) {
-      const F8 values = load(x + i);
+    F lanes = load(x), finite = mul(lanes, zero());
+    for (int i = kLanes; i < kRowBlock; i += kLanes) {
+      const F values = load(x + i);
       lanes = maximum(lanes, values);
       finite = fma(values, zero(), finite);
     }
@@ -49,9 +49,9 @@ inline float survey(const float* row, int64_t length, float* maxima) {
 // Σ exp((x - top) · scale)
 inline float weight_of(const float* x, int count, float top, float scale) {
   if (count == kRowBlock) {
-    const F8 shift = broadcast(top), factor = broadcast(scale);
-    F8 total = zero();
-    for (int i = 0; i < kRowBlock; i += 8) total = add(total, exponential(mul(sub(load(x + i), shift), factor)));
+    const F shift = broadcast(top), factor = broadcast(scale);
+    F total = zero();
+    for (int i = 0; i < kRowBlock; i += kLanes) total = add(total, exponential(mul(sub(load(x + i), shift), factor)));
     return sum(total);
   }
   float total = 0;

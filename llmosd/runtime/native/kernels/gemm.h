@@ -19,38 +19,38 @@ struct Ahead {
   const char* at = nullptr;
   int64_t bytes = 0;
 
-  Ahead part(int index, int parts) const { return {at + bytes * index / parts, bytes / parts}; }
+  Ahead part(int from, int width, int whole) const { return {at + bytes * from / whole, bytes * width / whole}; }
 };
 
-// One step of a tile: the smaller side stays in registers, the other passes through one, so that 12 sums fit beside
+// One step of a tile: the smaller side stays in registers, the other passes through one, so that kSums sums fit beside
 // them.
 template <int R, int C, class T>
-inline void step(F8 (&sums)[R][C], const float* a, int64_t a_stride, const T* b) {
+inline void step(F (&sums)[R][C], const float* a, int64_t a_stride, const T* b) {
   if constexpr (R <= C) {
-    F8 x[R];
+    F x[R];
     for (int r = 0; r < R; ++r) x[r] = broadcast(a[r * a_stride]);
     for (int j = 0; j < C; ++j) {
-      const F8 y = load(b + 8 * j);
+      const F y = load(b + kLanes * j);
       for (int r = 0; r < R; ++r) sums[r][j] = fma(x[r], y, sums[r][j]);
     }
   } else {
-    F8 y[C];
-    for (int j = 0; j < C; ++j) y[j] = load(b + 8 * j);
+    F y[C];
+    for (int j = 0; j < C; ++j) y[j] = load(b + kLanes * j);
     for (int r = 0; r < R; ++r) {
-      const F8 x = broadcast(a[r * a_stride]);
+      const F x = broadcast(a[r * a_stride]);
       for (int j = 0; j < C; ++j) sums[r][j] = fma(x, y[j], sums[r][j]);
     }
   }
 }
 
-// R rows × C vectors of 8 columns.
+// R rows × C vectors of columns.
 template <int R, int C, bool kAccumulate, class T>
 inline void tile(Matrix a, const T* b, int64_t b_stride, float* c, int64_t c_stride, int depth, Ahead ahead) {
-  F8 sums[R][C];
+  F sums[R][C];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int j = 0; j < C; ++j) sums[r][j] = kAccumulate ? load(c + r * c_stride + 8 * j) : zero();
+    for (int j = 0; j < C; ++j) sums[r][j] = kAccumulate ? load(c + r * c_stride + kLanes * j) : zero();
   if (!ahead.bytes) {  // a loop of its own: the test inside would cost a sixth
     for (int k = 0; k < depth; ++k) step(sums, a.at + k, a.stride, b + k * b_stride);
   } else {
@@ -63,46 +63,48 @@ inline void tile(Matrix a, const T* b, int64_t b_stride, float* c, int64_t c_str
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int j = 0; j < C; ++j) store(c + r * c_stride + 8 * j, sums[r][j]);
+    for (int j = 0; j < C; ++j) store(c + r * c_stride + kLanes * j, sums[r][j]);
 }
 
-template <int C, bool kAccumulate, class T>
-inline void tile_rows(int rows, Matrix a, const T* b, int64_t b_stride, float* c, int64_t c_stride, int depth,
-                      Ahead ahead) {
-  switch (rows) {
-    case 1: return tile<1, C, kAccumulate>(a, b, b_stride, c, c_stride, depth, ahead);
-    case 2: return tile<2, C, kAccumulate>(a, b, b_stride, c, c_stride, depth, ahead);
-    case 3: return tile<3, C, kAccumulate>(a, b, b_stride, c, c_stride, depth, ahead);
-    case 4: return tile<4, C, kAccumulate>(a, b, b_stride, c, c_stride, depth, ahead);
-    case 5: return tile<5, C, kAccumulate>(a, b, b_stride, c, c_stride, depth, ahead);
-    default: return tile<6, C, kAccumulate>(a, b, b_stride, c, c_stride, depth, ahead);
-  }
+// As many columns as there are whole tiles of `rows` rows × C vectors, from column `from` on; returns where it stopped.
+template <int R, int C, bool kAccumulate, class T>
+inline int tiles(int from, Matrix a, const T* b, int64_t b_stride, float* c, int64_t c_stride, int depth, int columns,
+                 Ahead ahead) {
+  constexpr int kWidth = C * kLanes;
+  for (; from + kWidth <= columns; from += kWidth)
+    tile<R, C, kAccumulate>(a, b + from, b_stride, c + from, c_stride, depth, ahead.part(from, kWidth, columns));
+  return from;
 }
 
-// `columns` is a multiple of 16. Few rows take tiles of 32 columns, else each step would wait for its own sum.
-template <bool kAccumulate, class T>
-inline void gemm(int rows, Matrix a, const T* b, int64_t b_stride, float* c, int64_t c_stride, int depth, int columns,
+// Few rows take wide tiles, else each step would wait for its own sum.
+template <int R, bool kAccumulate, class T>
+inline void rows(Matrix a, const T* b, int64_t b_stride, float* c, int64_t c_stride, int depth, int columns,
                  Ahead ahead) {
   int n = 0;
-  const int passes = rows <= 3 ? (columns + 31) / 32 : columns / 16;
-  if (rows <= 3) {
-    for (; n + 32 <= columns; n += 32) {
-      const Ahead part = ahead.part(n / 32, passes);
-      switch (rows) {
-        case 1: tile<1, 4, kAccumulate>(a, b + n, b_stride, c + n, c_stride, depth, part); break;
-        case 2: tile<2, 4, kAccumulate>(a, b + n, b_stride, c + n, c_stride, depth, part); break;
-        default: tile<3, 4, kAccumulate>(a, b + n, b_stride, c + n, c_stride, depth, part);
-      }
-    }
-  }
-  if (n == columns) return;
-  const int parts = (rows + 5) / 6;  // of even height: a last tile of one or two rows would wait for its own sums
+  if constexpr (4 * R <= kSums)
+    n = tiles<R, 4, kAccumulate>(n, a, b, b_stride, c, c_stride, depth, columns, ahead);
+  n = tiles<R, 2, kAccumulate>(n, a, b, b_stride, c, c_stride, depth, columns, ahead);
+  if constexpr (kLanes == 16) tiles<R, 1, kAccumulate>(n, a, b, b_stride, c, c_stride, depth, columns, ahead);
+}
+
+// `columns` is a multiple of 16.
+template <bool kAccumulate, class T>
+inline void gemm(int count, Matrix a, const T* b, int64_t b_stride, float* c, int64_t c_stride, int depth, int columns,
+                 Ahead ahead) {
+  const int parts = (count + 5) / 6;  // of even height: a last tile of one or two rows would wait for its own sums
   for (int i = 0; i < parts; ++i) {
-    const int r = rows * i / parts, height = rows * (i + 1) / parts - r;
+    const int r = count * i / parts;
     const Matrix part{a.at + r * a.stride, a.stride};
-    for (int m = n; m < columns; m += 16)
-      tile_rows<2, kAccumulate>(height, part, b + m, b_stride, c + r * c_stride + m, c_stride, depth,
-                                i ? Ahead{} : ahead.part(n ? passes - 1 : m / 16, passes));
+    float* const to = c + r * c_stride;
+    const Ahead next = i ? Ahead{} : ahead;
+    switch (count * (i + 1) / parts - r) {
+      case 1: rows<1, kAccumulate>(part, b, b_stride, to, c_stride, depth, columns, next); break;
+      case 2: rows<2, kAccumulate>(part, b, b_stride, to, c_stride, depth, columns, next); break;
+      case 3: rows<3, kAccumulate>(part, b, b_stride, to, c_stride, depth, columns, next); break;
+      case 4: rows<4, kAccumulate>(part, b, b_stride, to, c_stride, depth, columns, next); break;
+      case 5: rows<5, kAccumulate>(part, b, b_stride, to, c_stride, depth, columns, next); break;
+      default: rows<6, kAccumulate>(part, b, b_stride, to, c_stride, depth, columns, next);
+    }
   }
 }
 

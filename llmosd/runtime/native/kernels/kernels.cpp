@@ -27,17 +27,17 @@ void linear32(const float* weight, const float* x, int rows, int64_t columns, in
   }
 }
 
-inline F8 silu_times(F8 gate, F8 up) {
-  const F8 negative = sub(zero(), maximum(broadcast(-87.0f), gate));  // exp(87) is still finite
+inline F silu_times(F gate, F up) {
+  const F negative = sub(zero(), maximum(broadcast(-87.0f), gate));  // exp(87) is still finite
   return div(mul(gate, up), add(broadcast(1.0f), exponential(negative)));
 }
 
 // out = gate · sigmoid(gate) · up
 void swiglu(const float* gate, const float* up, int64_t count, float* out) {
   int64_t i = 0;
-  for (; i + 8 <= count; i += 8) store(out + i, silu_times(load(gate + i), load(up + i)));
+  for (; i + kLanes <= count; i += kLanes) store(out + i, silu_times(load(gate + i), load(up + i)));
   for (; i < count; ++i) {
-    float lanes[8];
+    float lanes[kLanes];
     store(lanes, silu_times(broadcast(gate[i]), broadcast(up[i])));
     out[i] = lanes[0];
   }
@@ -45,9 +45,15 @@ void swiglu(const float* gate, const float* up, int64_t count, float* out) {
 
 }  // namespace
 
+#if defined(__AMX_INT8__)
+constexpr auto linear4 = quantised_by_tiles<4>, linear8 = quantised_by_tiles<8>;
+#else
+constexpr auto linear4 = quantised<4>, linear8 = quantised<8>;
+#endif
+
 extern const Kernels table;
 const Kernels table = {LLMOS_NAME(LLMOS_ISA), rotate_and_store_any, attend,   merge,  quantise_row,
-                       quantised<4>,          quantised<8>,         linear32, swiglu, survey, weigh};
+                       linear4,               linear8,              linear32, swiglu, survey, weigh};
 
 }  // namespace LLMOS_ISA
 }  // namespace llmos

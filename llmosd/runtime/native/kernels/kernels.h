@@ -60,10 +60,14 @@ constexpr int kPanel = 16;          // output columns that are packed together i
 constexpr int kRowBlock = 64;       // logits whose maximum and weight are found together
 constexpr int kMaxLinearRows = 48;  // rows of one call of `linear32`: they stay in the second-level cache
 
-// int8 activations: codes [rows, k], and per block of 32 its scale and scale × sum of codes [rows, k / 32].
+// int8 activations: codes [rows, k], and per block of 32 its scale and scale × sum of codes [k / 32, stride], of which
+// the first `rows` of each line count.
 struct Activations {
   int8_t* codes;
   float *scales, *sums;
+  int64_t stride;
+
+  Activations from(int64_t row, int64_t k) const { return {codes + row * k, scales + row, sums + row, stride}; }
 };
 
 struct QuantisedWeights {
@@ -78,7 +82,7 @@ struct Kernels {
                            int head_begin, int head_end);
   void (*attend)(const AttentionCall&, const AttentionTask&, float* scratch);
   void (*merge)(const AttentionCall&, const AttentionTask&, float* partials, int tiles);
-  void (*quantise_row)(const float* x, int64_t k, int8_t* codes, float* scales, float* sums);
+  void (*quantise_row)(const float* x, int64_t k, const Activations&);
   void (*linear4)(const QuantisedWeights&, const Activations&, int64_t rows, int64_t group_begin, int64_t group_end,
                   float* y);
   void (*linear8)(const QuantisedWeights&, const Activations&, int64_t rows, int64_t group_begin, int64_t group_end,

@@ -1,6 +1,10 @@
-// Eight float lanes and the int8 dot products, for the instruction set that this file is compiled for.
+// Float lanes and the int8 dot products, for the instruction set that this file is compiled for.
 //
-// Each kernel below is written once against this interface. Multiply-adds are explicit (the build turns contraction
+// F has kLanes floats, 8 or 16. kSums of them stay in registers beside what a step of a matrix product needs, and the
+// sums of kDotRows rows beside what a step of the int8 products needs. A vector of weights is kLanes columns: one packed
+// group, or two that lie `stride` apart.
+//
+// Each kernel is written once against this interface. Multiply-adds are explicit (the build turns contraction
 // off), so a row's bits do not depend on which tile shape the compiler saw.
 #pragma once
 
@@ -11,6 +15,8 @@
 
 #if defined(LLMOS_PORTABLE)
 #include "vector_portable.h"
+#elif defined(__AVX512VNNI__)
+#include "vector_avx512.h"
 #elif defined(__AVX2__)
 #include "vector_avx2.h"
 #elif defined(__ARM_NEON)
@@ -34,12 +40,12 @@ inline T larger(T a, T b) {
 
 // exp(x) for x <= 88 within 2 ulp; below -87 it stays at exp(-87). Range reduction by ln 2 in two parts and a degree-5
 // polynomial (Cephes' expf coefficients).
-inline F8 exponential(F8 x) {
+inline F exponential(F x) {
   x = maximum(broadcast(-87.0f), x);
-  const F8 n = nearest(mul(x, broadcast(1.44269504088896341f)));
-  F8 r = fma(n, broadcast(-0.693359375f), x);
+  const F n = nearest(mul(x, broadcast(1.44269504088896341f)));
+  F r = fma(n, broadcast(-0.693359375f), x);
   r = fma(n, broadcast(2.12194440e-4f), r);
-  F8 p = fma(broadcast(1.9875691500e-4f), r, broadcast(1.3981999507e-3f));
+  F p = fma(broadcast(1.9875691500e-4f), r, broadcast(1.3981999507e-3f));
   p = fma(p, r, broadcast(8.3334519073e-3f));
   p = fma(p, r, broadcast(4.1665795894e-2f));
   p = fma(p, r, broadcast(1.6666665459e-1f));
@@ -48,7 +54,7 @@ inline F8 exponential(F8 x) {
 }
 
 inline float exponential(float x) {
-  float lanes[8];
+  float lanes[kLanes];
   store(lanes, exponential(broadcast(x)));
   return lanes[0];
 }

@@ -1,4 +1,4 @@
-// AVX2 + FMA + F16C; with VNNI, AVX-512's or its own, four int8 products and their sum are one instruction.
+// AVX2 + FMA + F16C; with its VNNI, four int8 products and their sum are one instruction.
 #pragma once
 
 #include <immintrin.h>
@@ -6,42 +6,43 @@
 namespace llmos {
 namespace LLMOS_ISA {
 
-using F8 = __m256;
+using F = __m256;
+constexpr int kLanes = 8, kSums = 12, kDotRows = 4;
 
-inline F8 zero() { return _mm256_setzero_ps(); }
-inline F8 broadcast(float x) { return _mm256_set1_ps(x); }
-inline F8 load(const float* p) { return _mm256_loadu_ps(p); }
-inline F8 load(const Half* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
-inline F8 load(const int8_t* p) {
+inline F zero() { return _mm256_setzero_ps(); }
+inline F broadcast(float x) { return _mm256_set1_ps(x); }
+inline F load(const float* p) { return _mm256_loadu_ps(p); }
+inline F load(const Half* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+inline F load(const int8_t* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
-inline void store(float* p, F8 v) { _mm256_storeu_ps(p, v); }
-inline void store(Half* p, F8 v) {
+inline void store(float* p, F v) { _mm256_storeu_ps(p, v); }
+inline void store(Half* p, F v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
-inline void store(int8_t* p, F8 v) {  // to nearest, saturated
+inline void store(int8_t* p, F v) {  // to nearest, saturated
   const __m256i wide = _mm256_cvtps_epi32(v);
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
 }
-inline F8 add(F8 a, F8 b) { return _mm256_add_ps(a, b); }
-inline F8 sub(F8 a, F8 b) { return _mm256_sub_ps(a, b); }
-inline F8 mul(F8 a, F8 b) { return _mm256_mul_ps(a, b); }
-inline F8 div(F8 a, F8 b) { return _mm256_div_ps(a, b); }
-inline F8 fma(F8 a, F8 b, F8 c) { return _mm256_fmadd_ps(a, b, c); }
-inline F8 maximum(F8 a, F8 b) { return _mm256_max_ps(a, b); }
-inline F8 absolute(F8 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
-inline F8 nearest(F8 a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-inline F8 times_power_of_two(F8 a, F8 n) {
+inline F add(F a, F b) { return _mm256_add_ps(a, b); }
+inline F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+inline F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+inline F div(F a, F b) { return _mm256_div_ps(a, b); }
+inline F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+inline F maximum(F a, F b) { return _mm256_max_ps(a, b); }
+inline F absolute(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+inline F nearest(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline F times_power_of_two(F a, F n) {
   const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
   return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
 }
-inline float largest(F8 v) {
+inline float largest(F v) {
   __m128 a = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   a = _mm_max_ps(a, _mm_movehl_ps(a, a));
   return _mm_cvtss_f32(_mm_max_ss(a, _mm_shuffle_ps(a, a, 1)));
 }
-inline float sum(F8 v) {
+inline float sum(F v) {
   __m128 a = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   a = _mm_add_ps(a, _mm_movehl_ps(a, a));
   return _mm_cvtss_f32(_mm_add_ss(a, _mm_shuffle_ps(a, a, 1)));
@@ -54,7 +55,7 @@ inline void store_one(Half* p, float x) { *p = to_half(x); }
 
 // Codes of 32 activations from 32 floats times `inverse`; returns the sum of the codes.
 inline int32_t quantise_block(const float* x, float inverse, int8_t* codes) {
-  const F8 scale = broadcast(inverse);
+  const F scale = broadcast(inverse);
   __m256i r[4];
   for (int i = 0; i < 4; ++i) r[i] = _mm256_cvtps_epi32(mul(load(x + 8 * i), scale));
   const __m256i total = _mm256_add_epi32(_mm256_add_epi32(r[0], r[1]), _mm256_add_epi32(r[2], r[3]));
@@ -69,7 +70,10 @@ inline int32_t quantise_block(const float* x, float inverse, int8_t* codes) {
 using Bytes = __m256i;  // 8 columns × 4 codes
 using Quad = __m256i;   // the same 4 activation codes in each column
 
-inline Bytes load_bytes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline Bytes load_groups(const uint8_t* p, int64_t) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+inline F load_groups(const Half* p, int64_t) { return load(p); }
 inline Bytes low_nibbles(Bytes v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
 inline Bytes high_nibbles(Bytes v) { return _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15)); }
 inline Quad broadcast_quad(const int8_t* p) {
@@ -78,14 +82,9 @@ inline Quad broadcast_quad(const int8_t* p) {
   return _mm256_set1_epi32(four);
 }
 
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-#define LLMOS_VNNI
+#if defined(__AVXVNNI__)
 inline __m256i add_products(__m256i sums, __m256i codes, __m256i x) {  // unsigned times signed, exact
-#if defined(__AVX512VNNI__)
-  return _mm256_dpbusd_epi32(sums, codes, x);
-#else
   return _mm256_dpbusd_avx_epi32(sums, codes, x);
-#endif
 }
 #else
 // Fixes the order of a sum: compilers that regroup integer additions compute all products first and spill them.
@@ -104,15 +103,15 @@ inline __m256i add_products(__m256i sums, __m256i codes, __m256i x) {  // exact 
 struct Dot8 {
   __m256i sums = _mm256_setzero_si256();
   void add(Bytes w, Quad x) { sums = add_products(sums, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w)); }
-  F8 value() const { return _mm256_cvtepi32_ps(sums); }
+  F value() const { return _mm256_cvtepi32_ps(sums); }
 };
 
 // Sum over a block of unsigned 4-bit codes times int8.
-#if defined(LLMOS_VNNI)
+#if defined(__AVXVNNI__)
 struct Dot4 {
   __m256i sums = _mm256_setzero_si256();
   void add(Bytes w, Quad x) { sums = add_products(sums, w, x); }
-  F8 value() const { return _mm256_cvtepi32_ps(sums); }
+  F value() const { return _mm256_cvtepi32_ps(sums); }
 };
 #else
 // 8 pairs of products fit 16 bits: 15 · 127 · 2 · 8 = 30,480 < 32,768.
@@ -122,7 +121,7 @@ struct Dot4 {
     sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(w, x));
     settle(sums);
   }
-  F8 value() const { return _mm256_cvtepi32_ps(_mm256_madd_epi16(sums, _mm256_set1_epi16(1))); }
+  F value() const { return _mm256_cvtepi32_ps(_mm256_madd_epi16(sums, _mm256_set1_epi16(1))); }
 };
 #endif
 

@@ -6,14 +6,16 @@
 namespace llmos {
 namespace LLMOS_ISA {
 
-struct F8 {
-  float lane[8];
+constexpr int kLanes = 8, kSums = 12, kDotRows = 4;
+
+struct F {
+  float lane[kLanes];
 };
 
 template <class Call>
-inline F8 each(Call call) {
-  F8 r;
-  for (int i = 0; i < 8; ++i) r.lane[i] = call(i);
+inline F each(Call call) {
+  F r;
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = call(i);
   return r;
 }
 
@@ -51,17 +53,17 @@ inline Half to_half(float x) {
   return {uint16_t(sign | (bits >> 13))};
 }
 
-inline F8 zero() { return F8{}; }
-inline F8 broadcast(float x) {
+inline F zero() { return F{}; }
+inline F broadcast(float x) {
   return each([&](int) { return x; });
 }
-inline F8 load(const float* p) {
+inline F load(const float* p) {
   return each([&](int i) { return p[i]; });
 }
-inline F8 load(const Half* p) {
+inline F load(const Half* p) {
   return each([&](int i) { return to_float(p[i]); });
 }
-inline F8 load(const int8_t* p) {
+inline F load(const int8_t* p) {
   return each([&](int i) { return float(p[i]); });
 }
 inline void store_one(float* p, float x) { *p = x; }
@@ -71,34 +73,34 @@ inline void store_one(int8_t* p, float x) {  // to nearest, saturated
   *p = int8_t(!(code >= -128.0f) ? -128.0f : code > 127.0f ? 127.0f : code);  // NaN as well
 }
 template <class T>
-inline void store(T* p, F8 v) {
-  for (int i = 0; i < 8; ++i) store_one(p + i, v.lane[i]);
+inline void store(T* p, F v) {
+  for (int i = 0; i < kLanes; ++i) store_one(p + i, v.lane[i]);
 }
-inline F8 add(F8 a, F8 b) {
+inline F add(F a, F b) {
   return each([&](int i) { return a.lane[i] + b.lane[i]; });
 }
-inline F8 sub(F8 a, F8 b) {
+inline F sub(F a, F b) {
   return each([&](int i) { return a.lane[i] - b.lane[i]; });
 }
-inline F8 mul(F8 a, F8 b) {
+inline F mul(F a, F b) {
   return each([&](int i) { return a.lane[i] * b.lane[i]; });
 }
-inline F8 div(F8 a, F8 b) {
+inline F div(F a, F b) {
   return each([&](int i) { return a.lane[i] / b.lane[i]; });
 }
-inline F8 fma(F8 a, F8 b, F8 c) {
+inline F fma(F a, F b, F c) {
   return each([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
 }
-inline F8 maximum(F8 a, F8 b) {
+inline F maximum(F a, F b) {
   return each([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
 }
-inline F8 absolute(F8 a) {
+inline F absolute(F a) {
   return each([&](int i) { return std::fabs(a.lane[i]); });
 }
-inline F8 nearest(F8 a) {
+inline F nearest(F a) {
   return each([&](int i) { return std::nearbyintf(a.lane[i]); });
 }
-inline F8 times_power_of_two(F8 a, F8 n) {
+inline F times_power_of_two(F a, F n) {
   return each([&](int i) {
     const float power = n.lane[i] == n.lane[i] ? n.lane[i] : 0.0f;
     const uint32_t bits = uint32_t(int32_t(power) + 127) << 23;
@@ -107,12 +109,12 @@ inline F8 times_power_of_two(F8 a, F8 n) {
     return a.lane[i] * factor;
   });
 }
-inline float largest(F8 v) {
+inline float largest(F v) {
   float m = v.lane[0];
-  for (int i = 1; i < 8; ++i) m = v.lane[i] > m ? v.lane[i] : m;
+  for (int i = 1; i < kLanes; ++i) m = v.lane[i] > m ? v.lane[i] : m;
   return m;
 }
-inline float sum(F8 v) {
+inline float sum(F v) {
   const float* l = v.lane;
   return ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
 }
@@ -134,7 +136,8 @@ struct Bytes {
 };
 using Quad = const int8_t*;
 
-inline Bytes load_bytes(const uint8_t* p) {
+inline F load_groups(const Half* p, int64_t) { return load(p); }
+inline Bytes load_groups(const uint8_t* p, int64_t) {
   Bytes r;
   std::memcpy(r.lane, p, 32);
   return r;
@@ -156,7 +159,7 @@ struct Dot {
     for (int c = 0; c < kColumns; ++c)
       for (int i = 0; i < 4; ++i) sums[c] += Code(w.lane[4 * c + i]) * x[i];
   }
-  F8 value() const {
+  F value() const {
     return each([&](int c) { return float(sums[c]); });
   }
 };
