@@ -56,7 +56,7 @@ def test_a_long_decode_split_between_threads(page_tokens: int, kv: KvFormat) -> 
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.sampled_from([4, 8, 32]), st.integers(1, 70), st.integers(1, 40), st.integers(1, 5), st.integers(1, 4))
+@given(st.sampled_from([4, 8, 32]), st.integers(1, 70), st.integers(1, 70), st.integers(1, 5), st.integers(1, 4))
 def test_linear_rows(bits: int, columns: int, rows: int, blocks: int, threads: int) -> None:
     rng = np.random.default_rng(columns)
     k = 32 * blocks

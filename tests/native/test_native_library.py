@@ -21,7 +21,8 @@ from llmosd.errors import ModelError
 from llmosd.runtime import native
 from llmosd.runtime.native import build as recipe
 
-VNNI = {"avx512vnni", "avxvnni"}
+WIDE = {"amx", "avx512vnni"}
+VNNI = WIDE | {"avxvnni"}
 x86 = pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="about x86-64")
 
 
@@ -89,8 +90,8 @@ def compiled() -> list[str]:
 
 
 @x86
-def test_the_vnni_kernels_use_its_instruction(compiled: list[str]) -> None:
-    """What no test can run on a processor without VNNI can at least be read."""
+def test_each_set_uses_its_own_instructions(compiled: list[str]) -> None:
+    """What no test can run on a processor without them can at least be read."""
     tool = shutil.which("objdump")
     if tool is None or not VNNI & set(compiled):
         pytest.skip("needs objdump and a compiler that knows VNNI")
@@ -100,19 +101,22 @@ def test_the_vnni_kernels_use_its_instruction(compiled: list[str]) -> None:
         text = {bits: "".join(f for f in functions if f"{isa}9quantisedILi{bits}E" in f) for bits in (4, 8)}
         assert all(text.values()), isa
         assert all(("vpdpbusd" in code) == (isa in VNNI) for code in text.values()), isa
-        assert not any("%zmm" in f for f in functions if f"llmos{len(isa)}{isa}" in f), isa
+        whole = "".join(f for f in functions if f"llmos{len(isa)}{isa}" in f)
+        assert ("%zmm" in whole) == (isa in WIDE), isa
+        assert all((name in whole) == (isa == "amx") for name in ("tdpbsud", "tdpbssd", "ldtilecfg")), isa
 
 
 @x86
-def test_a_compiler_that_knows_no_vnni_builds_the_other_sets(
-    tmp_path: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("flag", "isa"), [("-mavxvnni", "avxvnni"), ("-mamx-int8", "amx")])
+def test_a_compiler_that_knows_no_set_builds_the_others(
+    flag: str, isa: str, tmp_path: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = tmp_path / "old-c++"
-    refuse = 'case "$*" in *-mavxvnni*) echo "unrecognized option" >&2; exit 1;; esac'
+    refuse = f'case "$*" in *{flag}*) echo "unrecognized option" >&2; exit 1;; esac'
     old.write_text(f'#!/bin/sh\n{refuse}\nexec {" ".join(recipe.find_compiler())} "$@"\n')
     old.chmod(0o755)
     monkeypatch.setenv("CXX", str(old))
-    assert list(recipe.known_sets(recipe.find_compiler())) == [isa for isa in compiled if isa != "avxvnni"]
+    assert list(recipe.known_sets(recipe.find_compiler())) == [one for one in compiled if one != isa]
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +125,8 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = Path(llmosd.__file__).parent
     folder = tmp_path_factory.mktemp("damaged")
     copy = shutil.copytree(source, folder / "llmosd", ignore=shutil.ignore_patterns("lib", "__pycache__"))
-    for name, mask in (("avx2", "_mm256_set1_epi8(15)"), ("neon", "vdupq_n_s8(15)")):
+    masks = {"avx512": "_mm512_set1_epi8(15)", "avx2": "_mm256_set1_epi8(15)", "neon": "vdupq_n_s8(15)"}
+    for name, mask in masks.items():
         header = copy / "runtime" / "native" / "kernels" / f"vector_{name}.h"
         text = header.read_text()
         assert mask in text
