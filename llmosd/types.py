@@ -386,6 +386,7 @@ class Evicted:
     tokens: int  # whose K and V they hold
     recompute_s: float
     swap_s: float | None  # None where the swap space had no room
+    backlog_s: float  # what swapping would have had to wait for
     now: Nanoseconds
 
 

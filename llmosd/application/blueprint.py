@@ -11,6 +11,7 @@ from llmosd.application.memory import SegmentInfo
 from llmosd.config import Config
 from llmosd.errors import ConfigError
 from llmosd.hardware import gpus, memory, processors
+from llmosd.prediction.costs import FittedPrefillCost, FittedTransferCost
 from llmosd.prediction.formulas import amdahl, fit_amdahl
 from llmosd.runtime import importer, scaling
 from llmosd.runtime.backend import LARGEST_PAGE, best_page_tokens, variant_name
@@ -24,6 +25,7 @@ from llmosd.runtime.page_pool import bytes_per_page
 from llmosd.runtime.page_transfers import PageTransfers
 from llmosd.runtime.paged_model import Backend, PagedModel, choose_backend, choose_kv_format, pages_that_fit
 from llmosd.runtime.swap_file import SwapFile, slot_bytes
+from llmosd.system.costs import Costs
 from llmosd.system.executor import Executor
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.kernels import Kernels
@@ -31,6 +33,8 @@ from llmosd.system.policy import POLICIES
 from llmosd.system.speculation import Speculation
 from llmosd.types import KvFormat
 from llmosd.wire import Amdahl
+
+BROKEN_DISK_S = 1.0  # assumed for a page where the swap file cannot be used at the start
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class Blueprint:
         )
         speculation = Speculation() if config.speculation else None
         prefixes = self._prefixes() if config.prefix_cache else None
+        transfers, transfer_cost = self._swap(model)
         kernel = Kernel(
             limits,
             POLICIES[config.policy](),
@@ -68,15 +73,22 @@ class Blueprint:
             self.model.id,
             quotas=config.quotas,
             eviction=config.eviction,
+            costs=Costs(FittedPrefillCost(), transfer_cost),
         )
         tokenizer = self.model.load_tokenizer()
-        transfers = self._transfers(model) if limits.swap_slots else None
         return Kernels(kernel), OnnxExecutor(model, tokenizer, kernel.page_table, kernel.columns, transfers)
 
-    def _transfers(self, model: PagedModel) -> PageTransfers:
+    def _swap(self, model: PagedModel) -> tuple[PageTransfers | None, FittedTransferCost]:
+        """What moves pages to the swap file and back, if there is one, and what that costs on this disk."""
+        if not self.limits.swap_slots:
+            return None, FittedTransferCost()
         assert model.page_bytes is not None, "swap space for pages that are not in this process's memory"
         file = SwapFile(self.config.swap_home, self.limits.swap_slots, model.page_bytes.size)
-        return PageTransfers(model.page_bytes, file)
+        try:
+            page_s = file.probe()
+        except OSError:
+            page_s = BROKEN_DISK_S
+        return PageTransfers(model.page_bytes, file), FittedTransferCost(page_s)
 
     def _prefixes(self) -> bytes:
         """What K and V depend on beside the tokens, and a secret, so that nobody can compute a page's key."""
@@ -180,7 +192,7 @@ def limits_of(config: Config, geometry: Geometry, backend: Backend) -> Limits:
 
 def _swap_bytes(config: Config) -> int:
     """What the swap file may take; a GPU's pages are computed again instead."""
-    if not config.swap:
+    if not config.swap or config.eviction == "recompute":
         return 0
     try:
         return min(config.swap, shutil.disk_usage(config.swap_home).free)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from llmosd.application.plain import plain
-from llmosd.types import Accepted, Ended, Event, RequestView, State, StateChanged
+from llmosd.types import Accepted, Ended, Event, Evicted, RequestView, Restored, State, StateChanged, SwapFailed
 from llmosd.wire import EventMessage
 
 TEXT_LIMIT = 300
@@ -41,7 +41,7 @@ class EventLog:
         return EventMessage(self._node, self._seq, time.time(), severity, kind, text, request=safe_id)
 
     def note_kernel(self, events: Iterable[Event]) -> None:
-        """Requests that came, were preempted and left; the rest is in Frames and rows."""
+        """Requests that came, were preempted, came back and left; the rest is in Frames and rows."""
         reasons: dict[str, str] = {}  # of a cancellation: the view that follows has none
         for event in events:
             match event:
@@ -52,9 +52,28 @@ class EventLog:
                     self.note("info", "request.accepted", text, view.id)
                 case StateChanged(id=id, is_preemption=True):
                     self.note("warning", "request.preempted", "preempted: its pages went to others", id)
+                case Evicted():
+                    self.note("info", "request.evicted", _eviction(event), event.id)
+                case Restored():
+                    self.note("info", "request.restored", _restoration(event), event.id)
+                case SwapFailed():
+                    verb = "read back from" if event.inward else "written to"
+                    text = f"{event.pages} pages not {verb} the swap space: {event.error}; they are computed again"
+                    self.note("warning", "request.swap_failed", text, event.id)
                 case Ended(request=view):
                     severity = "error" if view.state is State.FAILED else "info"
                     self.note(severity, f"request.{view.state}", _ending(view, reasons.get(view.id)), view.id)
+
+
+def _eviction(event: Evicted) -> str:
+    swap = "no room in the swap space" if event.swap_s is None else f"swap {1e3 * event.swap_s:.1f} ms"
+    expected = f"{swap}, recompute {1e3 * event.recompute_s:.1f} ms expected"
+    return f"{event.pages} pages of {event.tokens} tokens given up, back by {event.way}: {expected}"
+
+
+def _restoration(event: Restored) -> str:
+    error = f"; {event.error}: {event.recomputed_tokens} tokens computed again" if event.error else ""
+    return f"back by {event.way}: {1e3 * event.took_s:.1f} ms, {1e3 * event.expected_s:.1f} ms expected{error}"
 
 
 def _ending(view: RequestView, reason: str | None) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+import time
+import weakref
 from fcntl import F_GETFL, F_SETFL, fcntl
 from pathlib import Path
 
@@ -14,6 +16,9 @@ from llmosd.errors import ConfigError
 from llmosd.runtime.page_bytes import Bytes, best_checksum
 
 ALIGNMENT = 4096  # bytes, of slots and buffers: what every disk and file system takes without its page cache
+
+
+PROBED = 8  # slots that `probe` writes and reads
 
 
 def slot_bytes(page_bytes: int) -> int:
@@ -40,6 +45,7 @@ class SwapFile:
         except OSError as error:
             size = slots * self._slot_bytes
             raise ConfigError(f"no swap file of {size} bytes in {directory}: {error.strerror}", param="swap") from error
+        weakref.finalize(self, self._file.close)
         self.direct = _bypass_page_cache(self.fileno())
 
     def fileno(self) -> int:
@@ -67,6 +73,18 @@ class SwapFile:
             raise OSError(f"slot {slot} gave {found} of {self._slot_bytes} bytes")
         if self._checksum(buffer) != expected:
             raise OSError(f"slot {slot} holds other bytes than were written")
+
+    def probe(self) -> float:
+        """Seconds that a slot takes to be written or read, on average; before any is in use. Raises OSError."""
+        buffer, slots = self.buffer(), range(min(PROBED, self.slots))
+        began = time.perf_counter()
+        for slot in slots:
+            self.write(slot, buffer)
+        for slot in slots:
+            self.read(slot, buffer)
+        took = time.perf_counter() - began
+        self._checksums[: len(slots)] = [None] * len(slots)
+        return took / (2 * len(slots))
 
     def close(self) -> None:
         self._file.close()

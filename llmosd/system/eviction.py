@@ -1,8 +1,12 @@
 """What a request that gives its pages up costs, and which way back is taken: computing them again, or the swap space.
 
 *Recompute* costs the prefill of all that was in the pages, but what other requests hold as well. *Swap* costs writing
-each page and reading it back. What the prefix cache may still have when the request comes back is not counted on: pages
-are given up because others need them. What was expected and what it came to are told in events.
+each page and reading it back, and has to wait for the transfers that are under way. What the prefix cache may still
+have when the request comes back is not counted on: pages are given up because others need them. What was expected and
+what it came to are told in events.
+
+What prefill costs is seen in every step, what transfers cost only where there are some. So swap is tried once in a
+while although it seems dearer: when that costs a twentieth of all recomputation since it was taken last.
 """
 
 from __future__ import annotations
@@ -10,12 +14,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from llmosd.system.costs import Costs
+from llmosd.system.pager import Pager
 from llmosd.system.pages import PageTable
 from llmosd.system.request import Request, Sequence
-from llmosd.system.swap import SwapSpace
 from llmosd.types import Evicted, EvictionMode, Nanoseconds, Plan, Restored, SequenceId, SequencePlan, StepResult
+
+TRIAL = 20.0
 
 
 @dataclass(slots=True)
@@ -32,19 +39,20 @@ class Loss:
 class Eviction:
     """Decides, and keeps the accounts of what came of it."""
 
-    def __init__(self, mode: EvictionMode, costs: Costs, table: PageTable, space: SwapSpace) -> None:
+    def __init__(self, mode: EvictionMode, costs: Costs, table: PageTable, pager: Pager) -> None:
         self.recomputed = 0  # tokens
         self.swapped = 0  # requests
         self._mode = mode
         self._costs = costs
         self._table = table
-        self._space = space
+        self._pager = pager
+        self._recomputed_s = 0.0  # expected, since swap was taken last
         self._losses: dict[Request, Loss] = {}
 
     @property
     def is_choice(self) -> bool:
         """Whether there is anything to choose, so that costs are worth learning."""
-        return self._space.total > 0 and self._mode == "auto"
+        return self._pager.space.total > 0 and self._mode == "auto"
 
     # ---- deciding
 
@@ -52,15 +60,26 @@ class Eviction:
         """Which way a request that holds pages takes; to be asked before they are given up."""
         pages = self._pages(request)
         past = {sequence.id: sequence.past for sequence in request.live}
-        recompute_s = self._recompute_s(request, pages)
-        fits = len(pages) <= self._space.free
-        swap_s = self._costs.transfer.seconds(len(pages), len(pages)) if fits else None
-        swap = swap_s is not None and (swap_s < recompute_s if self._mode == "auto" else self._mode == "swap")
+        recompute_s, transfer = self._recompute_s(request, pages), self._costs.transfer
+        fits = len(pages) <= self._pager.space.free
+        swap_s = transfer.seconds(len(pages), len(pages)) if fits else None
+        backlog_s = transfer.seconds(*self._pager.under_way)
+        swap = swap_s is not None and self._prefers_swap(swap_s + backlog_s, recompute_s)
+        way: Literal["recompute", "swap"] = "swap" if swap else "recompute"
         tokens = sum(past.values())
-        decision = Evicted(request.id, "swap" if swap else "recompute", len(pages), tokens, recompute_s, swap_s, now)
+        decision = Evicted(request.id, way, len(pages), tokens, recompute_s, swap_s, backlog_s, now)
         self._losses[request] = Loss(decision, past)
         self.swapped += swap
         return decision
+
+    def _prefers_swap(self, swap_s: float, recompute_s: float) -> bool:
+        if self._mode != "auto":
+            return self._mode == "swap"
+        self._recomputed_s += recompute_s
+        if swap_s < recompute_s or swap_s < self._recomputed_s / TRIAL:
+            self._recomputed_s = 0.0
+            return True
+        return False
 
     def _pages(self, request: Request) -> Counter[int]:
         """Its pages, and how often it refers to each."""

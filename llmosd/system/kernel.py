@@ -83,7 +83,7 @@ class Kernel:
         self._speculation = speculation
         self._pager = Pager(limits.swap_slots, self._table)
         costs = costs or Costs()
-        self._eviction = Eviction(eviction, costs, self._table, self._pager.space)
+        self._eviction = Eviction(eviction, costs, self._table, self._pager)
         self._transplants = Transplants(pool, limits.page_tokens, costs, remember=prefixes is not None)
         swapping = Swapping(limits, self._table, self._reuse, self._pager, self._eviction)
         self._scheduler = Scheduler(

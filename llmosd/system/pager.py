@@ -19,6 +19,7 @@ class Pager:
     def __init__(self, slots: int, table: PageTable) -> None:
         self.space = SwapSpace(slots)
         self.outs = self.ins = self.failures = 0  # transfers that have ended
+        self._leaving = self._coming = 0  # transfers that have not
         self._table = table
         self._pool = table.pool
         self._images: dict[int, Image] = {}  # by slot, while a transfer uses it
@@ -27,6 +28,11 @@ class Pager:
     @property
     def idle(self) -> bool:
         return not self._images
+
+    @property
+    def under_way(self) -> tuple[int, int]:
+        """Page-outs and page-ins that have not ended."""
+        return self._leaving, self._coming
 
     # ---- asking
 
@@ -62,6 +68,7 @@ class Pager:
             self._wanted.remove(image)
             for slot in image.under_way:
                 del self._images[slot]
+            self._count(image, -len(image.under_way))
             image.under_way.clear()
             self._unpin(image)
         if not image.under_way:
@@ -94,6 +101,7 @@ class Pager:
         """Take in what came of a transfer; its image, if this was the last one and somebody wants it."""
         image, slot = self._images.pop(done.transfer.slot), done.transfer.slot
         del image.under_way[slot]
+        self._count(image, -1)
         image.ns += done.ns
         self.outs += not done.inward
         self.ins += done.inward
@@ -121,8 +129,15 @@ class Pager:
             image.pinned.append(page)
             self._images[slot] = image
         image.under_way = pages
+        self._count(image, len(pages))
         if pages:
             self._wanted.append(image)
+
+    def _count(self, image: Image, transfers: int) -> None:
+        if image.inward:
+            self._coming += transfers
+        else:
+            self._leaving += transfers
 
     def _unpin(self, image: Image) -> None:
         for page in image.pinned:
@@ -148,6 +163,7 @@ class Pager:
             assert all(self._images[slot] is image for slot in image.under_way), "a transfer was lost"
             assert len(image.under_way) <= len(image.pinned), "a page in transfer is not pinned"
             assert bool(image.under_way) == bool(image.pinned), "pages stay pinned without a transfer"
+        assert sum(self.under_way) == len(self._images), "transfers under way are miscounted"
         assert not any(image.dropped for image in images), "a dropped image is held"
         pins = sum(len(image.pinned) for image in held)
         assert pins == self._pool.pinned, "pins do not add up"

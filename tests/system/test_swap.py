@@ -141,6 +141,21 @@ def test_the_cheaper_way_is_taken_and_what_both_cost_is_told(page_s: float, way:
     world.drain()
 
 
+def test_a_way_that_seems_too_dear_is_tried_once_in_a_while() -> None:
+    """Trials cost little beside what is recomputed."""
+    limits = make_limits(slots=4, pages=10, swap_slots=99)
+    world = World(limits, costs=Costs(ConstantPrefillCost(1e-3), ConstantTransferCost(6e-3)))
+    told: list[Evicted] = []
+    while len(told) < 200:
+        while len(world.oracle.live) < 6:
+            world.submit(4, 20)
+        world.step()
+        told += [event for event in world.events if isinstance(event, Evicted)]
+    trials = sum(event.swap_s for event in told if event.way == "swap")
+    assert 0 < trials < sum(event.recompute_s for event in told) / 19
+    world.drain()
+
+
 def test_a_fork_goes_out_and_in_as_a_whole_with_shared_pages_once() -> None:
     world = World(make_limits(slots=3, swap_slots=20), eviction="swap")
     id = world.submit(9, 6, n=3)
