@@ -3,7 +3,7 @@
 Every format is held against float32 throughout, and every K/V format against float32 K/V on the same weights as well:
 what the weights cost is in both and cancels out.
 
-python bench/perplexity.py [--home DIR] [--windows N] [--json FILE]
+python bench/perplexity.py [--home DIR] [--windows N] [--window TOKENS] [--json FILE]
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from llmosd import config
 from llmosd.application.cli.progress import Bars
 from llmosd.runtime import native
 from llmosd.runtime.installed import find
-from llmosd.runtime.quality import BUDGET, Cost, Format, Scores, compare, formats, score, texts, windows
+from llmosd.runtime.quality import BUDGET, WINDOW, Cost, Format, Scores, compare, formats, score, texts, windows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="perplexity cost of each format against float32")
     parser.add_argument("--home", type=Path, help="data directory with the model (default: as llmosd)")
-    parser.add_argument("--windows", type=int, help="score only the first N windows of 512 tokens")
+    parser.add_argument("--windows", type=int, help="score only the first N windows")
+    parser.add_argument("--window", type=int, default=WINDOW, metavar="TOKENS", help=f"their length ({WINDOW})")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the results to FILE")
     args = parser.parse_args()
     settings = config.load({"home": args.home} if args.home else {})
     model = find(settings.home, settings.model)
-    text = windows(model, texts())[: args.windows]
+    text = windows(model, texts(), size=args.window)[: args.windows]
     yardstick, others = formats()
     if (int8 := Format("native", "float32", "int8")).backend == yardstick.backend:
         others.append(int8)
@@ -52,6 +53,7 @@ def main() -> None:
             "model": model.id,
             "tokens": scored,
             "windows": len(text),
+            "window": args.window,
             "reference": {"format": yardstick.name, "perplexity": math.exp(reference.loss.mean())},
             "formats": [asdict(cost) for cost in costs],
             "kv": [asdict(cost) for cost in pages],

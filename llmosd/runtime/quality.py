@@ -1,8 +1,9 @@
 """What a format costs in quality: perplexity and agreement against float32, token by token on the same text.
 
-Each text is cut into windows of 512 tokens. A window's tokens are scored from the second on by the float32 graph and
-by each other format, and the difference of log loss is taken token by token. The cost is exp(mean difference) − 1.
-Tokens of one window depend on each other, so the 95 % interval is Student's over the means of whole windows.
+Each text is cut into windows, of 512 tokens unless told otherwise. A window's tokens are scored from the second on by
+the float32 graph and by each other format, and the difference of log loss is taken token by token. The cost is
+exp(mean difference) − 1. Tokens of one window depend on each other, so the 95 % interval is Student's over the means of
+whole windows.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Cost:
 class Scores:
     """Per window and scored token: log loss in nats, and the token the format would have chosen."""
 
-    loss: F64  # [windows, WINDOW - 1]
+    loss: F64  # [windows, tokens of a window - 1]
     best: NDArray[np.int64]
 
 
@@ -84,14 +85,16 @@ def texts() -> Iterator[str]:
         yield path.read_text("utf-8")
 
 
-def windows(model: InstalledModel, sources: Iterable[str], count: int | None = None) -> NDArray[np.int64]:
-    """Whole windows of every text, [windows, WINDOW]; with `count`, so many, spread evenly over them."""
+def windows(
+    model: InstalledModel, sources: Iterable[str], count: int | None = None, size: int = WINDOW
+) -> NDArray[np.int64]:
+    """Whole windows of every text, [windows, size]; with `count`, so many, spread evenly over them."""
     tokenizer = model.load_tokenizer()
     parts = []
     for source in sources:
         tokens = tokenizer.encode(source, special=False)
-        whole = len(tokens) // WINDOW
-        parts.append(np.array(tokens[: whole * WINDOW], np.int64).reshape(whole, WINDOW))
+        whole = len(tokens) // size
+        parts.append(np.array(tokens[: whole * size], np.int64).reshape(whole, size))
     found: NDArray[np.int64] = np.concatenate(parts)
     if count is None or count >= len(found):
         return found
@@ -105,7 +108,7 @@ def score(model: InstalledModel, how: Format, text: NDArray[np.int64], threads: 
         model,
         backend=how.backend,
         weights=how.weights,
-        pages=WINDOW // PAGE_TOKENS,
+        pages=-(-text.shape[1] // PAGE_TOKENS),
         page_tokens=PAGE_TOKENS,
         threads=threads,
         spin=True,
@@ -123,9 +126,10 @@ def score(model: InstalledModel, how: Format, text: NDArray[np.int64], threads: 
 def _score_window(engine: PagedModel, window: NDArray[np.int64]) -> tuple[F64, NDArray[np.int64]]:
     table = np.arange(engine.pages, dtype=np.int32)[None]
     losses, best = [], []
-    for start in range(0, WINDOW, CHUNK):
-        past, ends = np.array([start], np.int32), np.array([0, CHUNK], np.int32)
-        logits = engine.run(window[start : start + CHUNK], ends, past, table, np.arange(CHUNK))
+    for start in range(0, len(window), CHUNK):
+        chunk = window[start : start + CHUNK]
+        past, ends = np.array([start], np.int32), np.array([0, len(chunk)], np.int32)
+        logits = engine.run(chunk, ends, past, table, np.arange(len(chunk)))
         targets = window[start + 1 : start + CHUNK + 1]
         losses.append(log_loss(logits[: len(targets)], targets))
         best.append(logits[: len(targets)].argmax(axis=1))
