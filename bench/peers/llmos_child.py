@@ -46,10 +46,14 @@ class PausableModel(PagedModel):
         past_lengths: NDArray[np.int32],
         page_table: NDArray[np.int32],
         logit_rows: NDArray[np.int64],
+        streams: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float32]:
         if self.paused:
-            return np.zeros((len(logit_rows), self.geometry.vocab), np.float32)
-        return super().run(token_ids, cumulative_lengths, past_lengths, page_table, logit_rows)
+            logits = self._session.bind_logits(len(logit_rows))
+            logits[:] = 0
+            self._session.tokens[:] = 0
+            return logits
+        return super().run(token_ids, cumulative_lengths, past_lengths, page_table, logit_rows, streams)
 
 
 class Llmos:
