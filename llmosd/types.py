@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from llmosd.record import record
+
 Nanoseconds = int
 RequestId = str
 SequenceId = int
@@ -136,7 +138,7 @@ class SequenceStart:
     generated: Sequence[int] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class SequencePlan:
     """One sequence's part of a step: feed `tokens` at positions past … past+len−1, sample after the last if asked.
 
@@ -177,7 +179,7 @@ class PoolSize:
     pages: int
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Plan:
     """Everything the executor does in one step, in order: forget `ended`, meet `started`, copy pages, run.
 
@@ -211,7 +213,7 @@ class Plan:
         return sum(s.drafts for s in self.sequences)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class TokenLogprob:
     """Log probability of one token and of the likeliest at its place, from the raw model distribution.
 
@@ -223,7 +225,7 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class SequenceResult:
     """What one sequence got from a step. `text` is safe to send: whole UTF-8, no part of a stop string.
 
@@ -260,7 +262,7 @@ class LoadDone:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class StepResult:
     """Results by sequence, in the plan's order, and where the step's time went (nanoseconds of wall time)."""
 
@@ -351,7 +353,7 @@ class StateChanged:
         return self.new in (State.PREEMPTED, State.SWAPPED) and self.old in (State.PREFILL, State.DECODE)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Output:
     """New text or tokens of one choice, or its end. Exactly one Output per choice carries `finish`."""
 
@@ -420,7 +422,7 @@ class SwapFailed:
 Event = Accepted | StateChanged | Output | Ended | Evicted | Restored | SwapFailed
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class StepStats:
     """One step as the engine saw it: for estimators, metrics and the bench (nanoseconds)."""
 
@@ -504,7 +506,7 @@ class PoolView:
         return self.total - (self.used + self.leaving - self.beyond) - self.cached
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class KernelStats:
     """Gauges and counters of the kernel at one moment."""
 

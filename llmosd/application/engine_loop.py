@@ -76,6 +76,8 @@ class Inbox:
 
     def take(self, wait: bool) -> list[Command | Stop]:
         """All there is; with `wait` at least one."""
+        if not wait and not self._messages:  # as nearly always between steps
+            return []
         with self._condition:
             while wait and not self._messages:
                 self._condition.wait()
@@ -124,9 +126,13 @@ class Loop:
             return False
         if not self._kernel.idle:
             self._step()
-        if self._kernel.idle and not was_idle:
+        if not self._kernel.idle:
+            return True
+        self._release()
+        self._committed = None
+        if not was_idle:
             self._kernel.check()
-        return not (self._phase is Phase.DRAINING and self._kernel.idle)
+        return self._phase is not Phase.DRAINING
 
     # ---- commands
 
@@ -220,16 +226,17 @@ class Loop:
         events = self._kernel.commit(plan, result, executed)
         self._in_flight = None
         self._committed = committed = self._clock()
-        prefill, decode = _fed(plan.sequences)
+        prefill, decode, context = _fed(plan.sequences)
+        drafts = plan.drafts
         stats = StepStats(
             step=plan.step,
             now=executed,
             sequences=len(plan.sequences),
             prefill_tokens=prefill,
             decode_tokens=decode,
-            drafted=plan.drafts,
-            accepted=sum(max(0, len(outcome.tokens) - 1) for outcome in result.sequences),
-            context_tokens=sum(part.past for part in plan.sequences),
+            drafted=drafts,
+            accepted=sum(max(0, len(outcome.tokens) - 1) for outcome in result.sequences) if drafts else 0,
+            context_tokens=context,
             plan_ns=planned - began,
             execute_ns=executed - planned,
             run_ns=result.run_ns,
@@ -238,9 +245,6 @@ class Loop:
         )
         self._release()  # in case the step failed before it computed
         self._held = self._batch((), events, stats if plan.sequences else None)
-        if self._kernel.idle:
-            self._release()
-            self._committed = None
 
     def _execute(self, plan: Plan) -> StepResult:
         """The step; a failed one is tried again, then sequence by sequence, so that the culprit fails alone."""
@@ -309,8 +313,12 @@ def _failed(plan: Plan, message: str) -> StepResult:
     return StepResult(plan.step, tuple(SequenceResult(part.sequence, error=message) for part in plan.sequences))
 
 
-def _fed(parts: tuple[SequencePlan, ...]) -> tuple[int, int]:
-    """(prefill, decode) tokens of a step without guesses; one token that is sampled from counts as decode."""
-    fed = [len(part.tokens) - part.drafts for part in parts]
-    decode = sum(part.sample and tokens == 1 for part, tokens in zip(parts, fed, strict=True))
-    return sum(fed) - decode, decode
+def _fed(parts: tuple[SequencePlan, ...]) -> tuple[int, int, int]:
+    """(prefill, decode, context) tokens of a step without guesses; one that is sampled from counts as decode."""
+    fed = decode = context = 0
+    for part in parts:
+        tokens = len(part.tokens) - part.drafts
+        fed += tokens
+        decode += part.sample and tokens == 1
+        context += part.past
+    return fed - decode, decode, context

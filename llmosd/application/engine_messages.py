@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmosd.errors import LlmosError
+from llmosd.record import record
 from llmosd.system.snapshot import KeptPages, Snapshot
 from llmosd.types import Event, KernelStats, Nanoseconds, RequestId, RequestSpec, RequestView, StepStats
 
@@ -105,7 +106,7 @@ class Reply:
     value: Answer | LlmosError
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Batch:
     """One hand-over: what a drain of the commands gave (`step` None), or what a step gave."""
 
