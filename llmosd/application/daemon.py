@@ -226,7 +226,7 @@ class Daemon:
         self._events.note("info", "daemon.draining", "no new requests are taken")
         self._bus.set_state("draining")
         log.info("draining; a second signal stops at once")
-        waits = [asyncio.create_task(event) for event in (self._service.idle(), _set(signals.forced))]
+        waits = [asyncio.create_task(event) for event in (self._service.roster.idle(), _set(signals.forced))]
         _, pending = await asyncio.wait(waits, timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
         for wait in pending:
             wait.cancel()

@@ -205,7 +205,7 @@ class Loop:
     def _write_pages(self, snapshot: Snapshot, contents: PageContents) -> None:
         store, size, model = self._executor, contents.bytes_per_page, snapshot.spec.model
         if isinstance(store, PageStore) and size == store.bytes_per_page(model):
-            planted, data = self._kernel.plant(snapshot.id, contents.kept), memoryview(contents.data)
+            planted, data = self._kernel.plant(snapshot.id, contents.kept), contents.data
             parts = [data[number * size : (number + 1) * size] for number, _ in planted]
             store.write_pages(model, [page for _, page in planted], parts)
 

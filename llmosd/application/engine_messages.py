@@ -74,7 +74,7 @@ class PageContents:
 
     kept: KeptPages
     bytes_per_page: int
-    data: bytes
+    data: memoryview
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ class Hibernation:
         """`on_restore` gets the view of each request that is taken up, before it goes on."""
         self._directory = ImageDirectory(directory)
         self._service = service
+        self._roster = service.roster
         self._numerics = numerics
         self._tokenizer = tokenizer
         self._note = events.note
@@ -65,8 +66,8 @@ class Hibernation:
         Raises NotFound where one is unknown or has ended, LlmosError where they could not be written: then those that
         ran before go on. With `stands` they will wait for `resume` after a restart.
         """
-        stood = self._service.suspended
-        taken = [snapshot for snapshot in await self._service.freeze(ids) if self._service.is_live(snapshot.id)]
+        stood = self._roster.suspended
+        taken = [snapshot for snapshot in await self._service.freeze(ids) if self._roster.is_live(snapshot.id)]
         new = {snapshot.id for snapshot in taken} - self._images
         self._images |= new
         at = time.time()
@@ -86,7 +87,7 @@ class Hibernation:
 
     async def keep_suspended(self) -> None:
         """For the daemon's end: who stands still by command will stand still in the next one."""
-        for id in self._service.suspended - self._images:
+        for id in self._roster.suspended - self._images:
             try:
                 await self.hibernate([id], stands=True)
             except NotFound:
@@ -185,7 +186,7 @@ class Hibernation:
             view, first = answer.view, answer.view.first_token
             arrived = self._service.clock() - _ns_since(answer.at) - view.times.total
             first = None if first is None else first - view.arrived + arrived
-            self._service.remember(replace(view, arrived=arrived, first_token=first), answer.texts, answer.finishes)
+            self._roster.remember(replace(view, arrived=arrived, first_token=first), answer.texts, answer.finishes)
 
     async def _put_aside(self, path: Path, reason: ImageError) -> None:
         try:
@@ -203,7 +204,7 @@ class Hibernation:
                 self._start(self._settle(event.request, self._answer(event.request)))
 
     def _answer(self, view: RequestView) -> Answer | None:
-        transcript = self._service.transcript(view.id)
+        transcript = self._roster.transcript(view.id)
         if view.state is not State.FINISHED or transcript is None:
             return None
         return Answer(view, tuple(transcript.texts), tuple(transcript.finishes), time.time())

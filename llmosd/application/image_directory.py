@@ -68,12 +68,12 @@ class ImageDirectory:
             self._write_bytes(path, encode(content))
         _synchronise(self.path)
 
-    def write_pages(self, id: RequestId, data: bytes) -> bytes:
+    def write_pages(self, id: RequestId, data: memoryview) -> bytes:
         """The file's digest; durable with the image that is written next."""
         self._write_bytes(self.pages(id), data)
         return sha256(data).digest()
 
-    def read_pages(self, image: Image) -> bytes | None:
+    def read_pages(self, image: Image) -> memoryview | None:
         """None unless they are what was written with this image."""
         if image.pages is None:
             return None
@@ -81,7 +81,7 @@ class ImageDirectory:
             data = self.pages(image.id).read_bytes()
         except OSError:
             return None
-        return data if sha256(data).digest() == image.pages.digest else None
+        return memoryview(data) if sha256(data).digest() == image.pages.digest else None
 
     def remove(self, paths: Iterable[Path]) -> None:
         for path in paths:
@@ -112,7 +112,7 @@ class ImageDirectory:
             except OSError as error:
                 found.bad.append((path, ImageError(f"it cannot be read: {error.strerror}")))
 
-    def _write_bytes(self, path: Path, data: bytes) -> None:
+    def _write_bytes(self, path: Path, data: bytes | memoryview) -> None:
         scratch = path.with_name(path.name + _SCRATCH)
         try:
             with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:

@@ -16,7 +16,6 @@ from contextlib import suppress
 from enum import StrEnum
 from typing import Any
 
-from llmosd.application.departures import Departures
 from llmosd.application.engine import (
     Batch,
     Cancel,
@@ -32,28 +31,21 @@ from llmosd.application.engine import (
     Submit,
     Suspend,
 )
+from llmosd.application.roster import HISTORY, Roster
 from llmosd.application.stream import RequestStream
-from llmosd.application.transcript import Transcript, Transcripts
+from llmosd.application.transcript import Transcript
 from llmosd.errors import InvalidRequest, LlmosError, NotFound, QueueFull, Unavailable
 from llmosd.system.snapshot import Snapshot
 from llmosd.types import (
-    Accepted,
-    Ended,
-    Event,
-    FinishReason,
     KernelStats,
     Nanoseconds,
-    Output,
     RequestId,
     RequestSpec,
     RequestView,
-    State,
-    StateChanged,
 )
 
 log = logging.getLogger(__name__)
 
-HISTORY = 1000  # ended requests that can still be looked up
 _LONGEST_RETRY_S = 3600.0
 
 
@@ -92,13 +84,8 @@ class Service:
         self._tickets = itertools.count(1)
         self._replies: dict[int, asyncio.Future[Any]] = {}
         self._opening: dict[int, RequestId] = {}  # tickets of submits that are not answered yet
-        self._streams: dict[RequestId, RequestStream] = {}
-        self._ended: dict[RequestId, RequestView] = {}
-        self._transcripts = Transcripts()
+        self.roster = Roster(lambda: self.clock())
         self._subscribers: list[Callable[[Batch], None]] = []
-        self._departures = Departures()
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     # ------------------------------------------------------------ commands
 
@@ -106,7 +93,7 @@ class Service:
         """Accepted and recorded when this returns. Raises InvalidRequest, ContextTooLong, QueueFull, Unavailable."""
         if self.phase is not Phase.SERVING:
             raise Unavailable(f"the daemon is {self.phase}: no new requests are taken")
-        if self.knows(spec.id):
+        if self.roster.knows(spec.id):
             raise InvalidRequest(f"the request id {spec.id!r} is taken")
         command = Submit(next(self._tickets), spec)
         stream = self._open(command.ticket, spec.id, Transcript.blank(max(1, spec.sampling.n)))
@@ -122,25 +109,25 @@ class Service:
 
     async def cancel(self, id: RequestId, reason: str) -> RequestView:
         """The view it ended with. Raises NotFound where it is unknown or has ended."""
-        self._check_live(id)
+        self.roster.check_live(id)
         await self._ask(Cancel(next(self._tickets), id, reason))
         return await self.get(id)
 
     async def renice(self, id: RequestId, nice: int) -> RequestView:
         """Raises NotFound where it is unknown or has ended, InvalidRequest where `nice` is out of range."""
-        self._check_live(id)
+        self.roster.check_live(id)
         view: RequestView = await self._ask(Renice(next(self._tickets), id, nice))
         return view
 
     async def suspend(self, id: RequestId) -> RequestView:
         """Raises NotFound where it is unknown or has ended."""
-        self._check_live(id)
+        self.roster.check_live(id)
         view: RequestView = await self._ask(Suspend(next(self._tickets), id))
         return view
 
     async def resume(self, id: RequestId) -> RequestView:
         """Raises NotFound where it is unknown or has ended."""
-        self._check_live(id)
+        self.roster.check_live(id)
         view: RequestView = await self._ask(Resume(next(self._tickets), id))
         return view
 
@@ -150,17 +137,17 @@ class Service:
         Raises NotFound where one is unknown or has ended; then none was suspended.
         """
         for id in ids or ():
-            self._check_live(id)
+            self.roster.check_live(id)
         command = Hibernate(next(self._tickets), None if ids is None else tuple(ids))
         snapshots: tuple[Snapshot, ...] = await self._ask(command)
         for snapshot in snapshots:
-            if stream := self._streams.get(snapshot.id):
+            if stream := self.roster.stream(snapshot.id):
                 stream.durable = True
         return snapshots
 
     async def thaw(self, id: RequestId, *, durable: bool, resume: bool) -> None:
         """Its image could not be written: `durable` if there is an older one; `resume` if it ran before."""
-        if stream := self._streams.get(id):
+        if stream := self.roster.stream(id):
             stream.durable = durable
             if resume:
                 with suppress(NotFound):
@@ -186,19 +173,6 @@ class Service:
         view: RequestView = await self._ask(command)
         return view
 
-    def remember(self, view: RequestView, texts: Sequence[str], finishes: Sequence[FinishReason | None]) -> None:
-        """An answer that an earlier daemon finished."""
-        transcript = Transcript(texts, finishes)
-        transcript.end(None)
-        self._ended[view.id] = view
-        self._transcripts.add(view.id, transcript)
-
-    def transcript(self, id: RequestId) -> Transcript | None:
-        """What it said, where that is open to all: it was suspended, hibernated or restored at some time."""
-        if stream := self._streams.get(id):
-            return stream.transcript if stream.open_to_all else None
-        return self._transcripts.get(id)
-
     async def inspect(self) -> KernelStats:
         """Everything about the kernel, as it is now."""
         stats: KernelStats = await self._ask(Inspect(next(self._tickets)))
@@ -207,28 +181,16 @@ class Service:
 
     async def requests(self) -> list[RequestView]:
         """Live ones first, each group youngest first; the last `HISTORY` ended ones are remembered."""
-        stats = await self.inspect()
-        live = [view for view in stats.requests if view.id not in self._ended]
-        return sorted(live, key=_arrived, reverse=True) + sorted(self._ended.values(), key=_arrived, reverse=True)
+        return self.roster.listed((await self.inspect()).requests)
 
     async def get(self, id: RequestId) -> RequestView:
         """Raises NotFound for one that never was or is forgotten."""
-        if id in self._ended:
-            return self._ended[id]
+        if ended := self.roster.ended(id):
+            return ended
         found = next((view for view in await self.requests() if view.id == id), None)
         if found is None:
             raise NotFound(f"no request {id!r} (the last {HISTORY} ended ones are remembered)")
         return found
-
-    @property
-    def suspended(self) -> frozenset[RequestId]:
-        return frozenset(id for id, stream in self._streams.items() if stream.suspended)
-
-    def is_live(self, id: RequestId) -> bool:
-        return id in self._streams
-
-    def knows(self, id: RequestId) -> bool:
-        return id in self._streams or id in self._ended
 
     def new_id(self) -> RequestId:
         return uuid.uuid4().hex
@@ -238,10 +200,6 @@ class Service:
     def subscribe(self, callback: Callable[[Batch], None]) -> None:
         """`callback` gets every batch, on the event loop, after the streams had it."""
         self._subscribers.append(callback)
-
-    async def idle(self) -> None:
-        """Returns when no request is live but those that stand still by command."""
-        await self._idle.wait()
 
     def stop(self) -> None:
         """End the engine now. What is live fails, and its clients hear that they may ask again later."""
@@ -256,14 +214,14 @@ class Service:
     def retry_after_s(self) -> float:
         """Seconds until the queue that is there now has been served, at the rate at which requests finish."""
         waiting = self.stats.waiting if self.stats else 1
-        return min(_LONGEST_RETRY_S, max(1.0, waiting / self._departures.per_s(self.clock())))
+        return min(_LONGEST_RETRY_S, max(1.0, waiting / self.roster.departures.per_s(self.clock())))
 
     # ------------------------------------------------------------ what the engine says
 
     def dispatch(self, batch: Batch) -> None:
         self.stats = batch.stats
         for event in batch.events:
-            self._on_event(event)
+            self.roster.follow(event, stopping=self.phase is Phase.STOPPING)
         for reply in batch.replies:
             self._on_reply(reply.ticket, reply.value)
         for callback in self._subscribers:
@@ -272,42 +230,10 @@ class Service:
             except Exception:
                 log.exception("a subscriber of the engine's batches failed")
 
-    def _on_event(self, event: Event) -> None:
-        if type(event) is Output:  # by far the most
-            if stream := self._streams.get(event.id):
-                stream.put(event)
-            return
-        match event:
-            case StateChanged(id=id, new=new, reason=reason):
-                if stream := self._streams.get(id):
-                    stream.moved(new, reason)
-                    if State.SUSPENDED in (event.old, new):
-                        self._note_idle()
-            case Accepted(request=view):
-                if stream := self._streams.get(view.id):
-                    stream.view = view
-                    stream.suspended = view.state is State.SUSPENDED
-                    self._note_idle()
-            case Ended(request=view, now=now, interrupted=interrupted):
-                self._on_ended(view, now, interrupted)
-
-    def _on_ended(self, view: RequestView, now: Nanoseconds, interrupted: bool) -> None:
-        self._ended[view.id] = view
-        if len(self._ended) > HISTORY:
-            oldest = next(iter(self._ended))
-            del self._ended[oldest]
-            self._transcripts.forget(oldest)
-        if view.state is State.FINISHED:
-            self._departures.add(now)
-        if stream := self._forget(view.id):
-            stream.end(view, by_stop=interrupted and self.phase is Phase.STOPPING)
-            if stream.open_to_all:
-                self._transcripts.add(view.id, stream.transcript)
-
     def _on_reply(self, ticket: int, value: object) -> None:
         reply = self._replies.pop(ticket, None)
         opening = self._opening.pop(ticket, None)
-        if isinstance(value, LlmosError) and opening and (stream := self._forget(opening)):
+        if isinstance(value, LlmosError) and opening and (stream := self.roster.forget(opening)):
             stream.finish(value)
         if reply is None or reply.done():
             return
@@ -328,30 +254,8 @@ class Service:
 
     def _open(self, ticket: int, id: RequestId, transcript: Transcript) -> RequestStream:
         self._opening[ticket] = id
-        stream = self._streams[id] = RequestStream(id, transcript, self._abandon)
-        self._note_idle()
-        return stream
-
-    def _forget(self, id: RequestId) -> RequestStream | None:
-        stream = self._streams.pop(id, None)
-        self._note_idle()
-        return stream
-
-    def _note_idle(self) -> None:
-        if all(stream.suspended for stream in self._streams.values()):
-            self._idle.set()
-        elif self._idle.is_set():
-            self._idle.clear()
-            self._departures.busy_since(self.clock())
+        return self.roster.open(RequestStream(id, transcript, self._abandon))
 
     def _abandon(self, id: RequestId, reason: str) -> None:
         """Cancel without waiting for it; its end comes as an event."""
         self._engine.post(Cancel(next(self._tickets), id, reason))
-
-    def _check_live(self, id: RequestId) -> None:
-        if view := self._ended.get(id):
-            raise NotFound(f"request {id!r} has already ended: {view.state}")
-
-
-def _arrived(view: RequestView) -> Nanoseconds:
-    return view.arrived

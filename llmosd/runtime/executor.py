@@ -74,12 +74,12 @@ class OnnxExecutor:
     def bytes_per_page(self, model: str) -> int:
         return self._model.page_bytes.size if self._model.page_bytes else 0
 
-    def read_pages(self, model: str, pages: Sequence[int]) -> bytes:
+    def read_pages(self, model: str, pages: Sequence[int]) -> memoryview:
         access = self._page_bytes()
         contents = np.empty((len(pages), access.size), np.uint8)
         for page, buffer in zip(pages, contents, strict=True):
             access.gather(page, buffer)
-        return contents.tobytes()
+        return contents.reshape(-1).data
 
     def write_pages(self, model: str, pages: Sequence[int], contents: Sequence[memoryview]) -> None:
         access = self._page_bytes()

@@ -32,8 +32,8 @@ class PageStore(Protocol):
         """0 where pages lie out of reach."""
         ...
 
-    def read_pages(self, model: str, pages: Sequence[int]) -> bytes:
-        """K and V of these pages, one after the other."""
+    def read_pages(self, model: str, pages: Sequence[int]) -> memoryview:
+        """The bytes of K and V of these pages, one after the other; a copy."""
         ...
 
     def write_pages(self, model: str, pages: Sequence[int], contents: Sequence[memoryview]) -> None:

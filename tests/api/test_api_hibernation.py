@@ -70,7 +70,7 @@ def watching() -> list[asyncio.Task[Any]]:
 async def ended(house: House, id: str) -> dict[str, Any]:
     """Once it has, unless it does not."""
     house.executor.pause_s = 0
-    await house.until(lambda: not house.service.is_live(id))
+    await house.until(lambda: not house.service.roster.is_live(id))
     await house.hibernation.settled()
     return await show(house, id)
 
@@ -207,7 +207,7 @@ async def test_hibernated_requests_go_on_in_the_next_daemon(tmp_path: Path) -> N
     async with open_house(home=tmp_path / "a") as house:
         calls = [await half_done(house, "one", user="ann", priority=3), await half_done(house, "two", n=2)]
         calls.append(ask(house, "waits", n=4))
-        await house.until(lambda: house.service.is_live("waits"))
+        await house.until(lambda: house.service.roster.is_live("waits"))
         await house.http.patch("/v1/requests/two", json={"priority": -4})
         rows = (await house.http.post("/v1/hibernate")).json()["data"]
         assert {row["id"]: row["state"] for row in rows} == dict.fromkeys(("one", "two", "waits"), "suspended")
@@ -244,7 +244,7 @@ async def test_a_stopped_daemon_leaves_images_and_tells_waiting_clients(tmp_path
         call = await half_done(house, "r")
         await house.http.post("/v1/requests/r/hibernate")
         house.service.phase = house.service.phase.DRAINING
-        await asyncio.wait_for(house.service.idle(), 5)  # it does not hold up the end
+        await asyncio.wait_for(house.service.roster.idle(), 5)  # it does not hold up the end
         house.service.stop()
         assert "the next one takes up request r" in (await call).json()["error"]["message"]
     async with open_house(home=tmp_path) as house:
@@ -260,7 +260,7 @@ async def test_a_suspended_request_stands_still_in_the_next_daemon_too(tmp_path:
         await call
     async with open_house(home=tmp_path) as house:
         assert (await show(house, "r"))["state"] == "suspended"
-        await asyncio.wait_for(house.service.idle(), 5)
+        await asyncio.wait_for(house.service.roster.idle(), 5)
         await house.http.post("/v1/requests/r/resume")
         assert (await ended(house, "r"))["choices"][0]["text"] == answer(300)
 
@@ -293,7 +293,7 @@ async def test_an_answer_waits_for_whoever_comes_even_in_the_next_daemon(tmp_pat
             await leave(house, call)
             await house.http.post(f"/v1/requests/{id}/resume")
         house.executor.pause_s = 0
-        await house.service.idle()
+        await house.service.roster.idle()
     async with open_house(home=tmp_path) as house:
         assert {row["id"]: row["state"] for row in (await house.http.get("/v1/requests")).json()["data"]} == {
             "shown": "finished",

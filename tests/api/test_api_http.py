@@ -12,7 +12,8 @@ import pytest
 from api_house import LIMITS, MODEL, House, open_house
 
 from llmosd.application.http.decode import MAX_BODY
-from llmosd.application.service import HISTORY, Phase
+from llmosd.application.roster import HISTORY
+from llmosd.application.service import Phase
 from llmosd.errors import NotFound, Unavailable
 from llmosd.types import RequestSpec, RequestView, Sampling, State
 
@@ -189,7 +190,7 @@ async def test_what_cannot_be_recorded_is_not_served(house: House) -> None:
     house.executor.pause_s = 0.002
     await error_of(await house.http.post(COMPLETIONS, json=endless()), 503)
     await house.until(lambda: house.service.stats is not None and house.service.stats.cancelled == 1)
-    await house.service.idle()
+    await house.service.roster.idle()
 
 
 async def test_a_stop_tells_those_who_wait_that_they_may_ask_again(house: House) -> None:
@@ -220,7 +221,7 @@ async def test_a_full_queue_says_when_to_come_back(house: House) -> None:
 async def test_several_prompts_are_accepted_together_or_not_at_all(house: House) -> None:
     house.executor.pause_s = 0.002
     await error_of(await house.http.post(COMPLETIONS, json=endless(prompt=["x"] * 9)), 429)
-    await house.service.idle()
+    await house.service.roster.idle()
     stats = house.service.stats
     assert stats is not None and stats.cancelled == stats.accepted > 0 and stats.pages_used == 0
 
@@ -229,10 +230,10 @@ async def test_several_prompts_are_accepted_together_or_not_at_all(house: House)
 
 
 async def ended(house: House, state: State) -> RequestView:
-    await house.until(lambda: any(view.state is state for view in house.service._ended.values()))
-    await house.service.idle()
+    await house.until(lambda: any(view.state is state for view in house.service.roster._ended.values()))
+    await house.service.roster.idle()
     assert house.service.stats is not None and house.service.stats.pages_used == 0
-    return next(iter(house.service._ended.values()))
+    return next(iter(house.service.roster._ended.values()))
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -251,8 +252,8 @@ async def test_a_queued_client_that_leaves_frees_its_place(house: House) -> None
     queued = asyncio.create_task(house.http.post(COMPLETIONS, json=endless(stream=True)))
     await house.until(lambda: len(house.recorded) == 5)
     queued.cancel()
-    await house.until(lambda: bool(house.service._ended))
-    (view,) = house.service._ended.values()
+    await house.until(lambda: bool(house.service.roster._ended))
+    (view,) = house.service.roster._ended.values()
     assert view.state is State.CANCELLED and view.completion_tokens == 0
     house.executor.pause_s = 0
     await asyncio.gather(*running)
@@ -332,7 +333,7 @@ async def test_history_is_bounded() -> None:
     async with open_house(limits=replace(LIMITS, queue_limit=2000)) as house:
         specs = [RequestSpec(f"r{n}", MODEL, (1,), Sampling(max_tokens=1)) for n in range(HISTORY + 5)]
         await asyncio.gather(*map(house.service.submit, specs))
-        await house.service.idle()
+        await house.service.roster.idle()
         assert len(await house.service.requests()) == HISTORY
         with pytest.raises(NotFound):
             await house.service.get("r0")

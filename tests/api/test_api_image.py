@@ -155,10 +155,12 @@ def test_pages_belong_to_one_image(directory: ImageDirectory) -> None:
     def with_pages(digest: bytes) -> Image:
         return Image(SNAPSHOT, NUMERICS, 2.0, pages=Pages(KeptPages(16, 1, ((0,),)), 4, digest))
 
-    first = with_pages(directory.write_pages("r", b"old."))
+    first = with_pages(directory.write_pages("r", memoryview(b"old.")))
     directory.write([first])
     assert directory.read_pages(directory.open().images[0]) == b"old."
-    second = with_pages(directory.write_pages("r", b"new."))  # and the daemon is killed before it writes the image
+    second = with_pages(
+        directory.write_pages("r", memoryview(b"new."))
+    )  # and the daemon is killed before it writes the image
     assert directory.read_pages(first) is None
     directory.write([second])
     assert directory.read_pages(directory.open().images[0]) == b"new."
@@ -167,8 +169,8 @@ def test_pages_belong_to_one_image(directory: ImageDirectory) -> None:
 
 
 def test_pages_without_an_image_are_cleared_away(directory: ImageDirectory) -> None:
-    directory.write_pages("nobody", b"K and V")
-    directory.write_pages("r", b"of an older image")
+    directory.write_pages("nobody", memoryview(b"K and V"))
+    directory.write_pages("r", memoryview(b"of an older image"))
     directory.write([IMAGE])
     assert directory.open().images == [IMAGE]
     assert [path.name for path in directory.path.iterdir()] == ["r.image"]

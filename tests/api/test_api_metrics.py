@@ -63,7 +63,7 @@ async def test_a_preemption_counts_by_its_reason_and_in_the_gap_it_makes() -> No
     async with open_house(limits=replace(LIMITS, pages=4)) as house:
         house.executor.gate.clear()
         call = asyncio.create_task(house.http.post(COMPLETIONS, json=body(prompt=["hello", "hello"], max_tokens=40)))
-        await house.until(lambda: len(house.service._streams) == 2)
+        await house.until(lambda: len(house.service.roster._streams) == 2)
         house.executor.gate.set()
         answer = await call
         assert answer.status_code == 200

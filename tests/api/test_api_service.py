@@ -35,7 +35,7 @@ async def test_an_id_serves_once(house: House) -> None:
     await house.service.submit(spec("a"))
     with pytest.raises(InvalidRequest, match="taken"):
         await house.service.submit(spec("a"))
-    await house.service.idle()
+    await house.service.roster.idle()
     with pytest.raises(InvalidRequest, match="taken"):
         await house.service.submit(spec("a"))
 
@@ -43,8 +43,8 @@ async def test_an_id_serves_once(house: House) -> None:
 async def test_a_refused_request_leaves_nothing_behind(house: House) -> None:
     with pytest.raises(InvalidRequest):
         await house.service.submit(spec("a", max_tokens=0))
-    await house.service.idle()
-    assert not house.service.knows("a")
+    await house.service.roster.idle()
+    assert not house.service.roster.knows("a")
 
 
 @pytest.mark.parametrize("max_tokens", [500, 0])
@@ -55,7 +55,7 @@ async def test_a_caller_that_leaves_before_the_answer_leaves_nothing_behind(hous
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    await house.service.idle()
+    await house.service.roster.idle()
     assert not house.service._opening and not house.service._replies
     assert max_tokens == 0 or (await house.service.get("a")).state is State.CANCELLED
 
@@ -77,11 +77,11 @@ async def test_the_delay_of_a_full_queue_follows_the_measured_rate(house: House)
     for number in range(7):
         await house.service.submit(spec(str(number), max_tokens=500))
     await house.until(lambda: house.service.stats is not None and house.service.stats.waiting == 3)
-    start = house.service._departures._busy_since
+    start = house.service.roster.departures._busy_since
     house.service.clock = lambda: start + 10 * S
     assert house.service.retry_after_s() == pytest.approx(30)  # none finished in 10 s: 0.1/s, and 3 wait
     for finished in (2, 4, 6):
-        house.service._departures.add(start + finished * S)
+        house.service.roster.departures.add(start + finished * S)
     assert house.service.retry_after_s() == pytest.approx(10)  # 0.3/s
 
 

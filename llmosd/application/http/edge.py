@@ -77,7 +77,7 @@ class Edge:
                 self._observe(scope["method"], getattr(scope.get("route"), "path", "unknown"), status)
 
     def _id(self, wanted: str) -> RequestId:
-        if _SANE_ID.fullmatch(wanted) and not self._service.knows(wanted):
+        if _SANE_ID.fullmatch(wanted) and not self._service.roster.knows(wanted):
             return wanted
         return self._service.new_id()
 

@@ -52,7 +52,7 @@ class RequestsEndpoint:
     async def _detail(self, id: RequestId) -> RequestDetail:
         """With its text where that is open to all; who gets the whole answer has fetched it."""
         view = await self._service.get(id)
-        detail = RequestDetail.with_text(view, self._service.transcript(id))
+        detail = RequestDetail.with_text(view, self._service.roster.transcript(id))
         if view.state is State.FINISHED:
             self._hibernation.fetched(id)
         return detail
@@ -79,7 +79,7 @@ class RequestsEndpoint:
     async def stream(self, request: Request) -> Response:
         """What it says after the first `from` characters, until it has ended. Leaving does not cancel it."""
         id = self._id(request.path_params["id"])
-        view, transcript = await self._service.get(id), self._service.transcript(id)
+        view, transcript = await self._service.get(id), self._service.roster.transcript(id)
         if transcript is None:
             raise InvalidRequest(
                 f"the text of request {id!r} is its own client's only; suspend or hibernate a live one to open it"
@@ -89,7 +89,7 @@ class RequestsEndpoint:
 
     def _id(self, id: str) -> RequestId:
         """As this API lists it, or as it stands in an answer's body."""
-        if not self._service.knows(id):
+        if not self._service.roster.knows(id):
             for prefix in _PREFIXES:
                 id = id.removeprefix(prefix)
         return id
