@@ -30,6 +30,12 @@ class ContextTooLong(InvalidRequest):
     code = "context_length_exceeded"
 
 
+class DoesNotFit(InvalidRequest):
+    """A model is larger than the memory it may have (HTTP 400)."""
+
+    code = "model_too_large"
+
+
 class NotFound(LlmosError):
     """No such model, request or endpoint (HTTP 404, exit 2)."""
 

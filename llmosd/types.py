@@ -419,7 +419,36 @@ class SwapFailed:
     now: Nanoseconds
 
 
-Event = Accepted | StateChanged | Output | Ended | Evicted | Restored | SwapFailed
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model is in memory, with a page pool of so many pages."""
+
+    model: str
+    pages: int
+    ns: Nanoseconds  # that it took
+    now: Nanoseconds
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """A model could not be loaded; requests that waited for it have failed."""
+
+    model: str
+    error: str
+    now: Nanoseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Unloaded:
+    """A model is out of memory: it had been idle for long, or another needed the room."""
+
+    model: str
+    reason: Literal["idle", "room"]
+    ns: Nanoseconds
+    now: Nanoseconds
+
+
+Event = Accepted | StateChanged | Output | Ended | Evicted | Restored | SwapFailed | Loaded | LoadFailed | Unloaded
 
 
 @record(frozen=True, slots=True)
@@ -506,6 +535,43 @@ class PoolView:
         return self.total - (self.used + self.leaving - self.beyond) - self.cached
 
 
+SegmentKind = Literal["process", "weights", "workspace", "pool", "swap"]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A part of the memory budget (bytes): of a model, or of the daemon itself where `owner` is empty."""
+
+    owner: str
+    kind: SegmentKind
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStats:
+    """One model, in memory or not. Sizes are bytes; times and counts are since the start."""
+
+    name: str
+    resident: bool
+    pinned: bool
+    running: int  # requests
+    waiting: int
+    page_tokens: int
+    page_bytes: int
+    pages_total: int  # in the pool now
+    pages_used: int
+    pages_cached: int
+    pages_least: int  # bounds of the pool
+    pages_most: int
+    weights: int
+    workspace: int
+    loads: int
+    unloads: int
+    load_ns: Nanoseconds
+    unload_ns: Nanoseconds
+
+
 @record(frozen=True, slots=True)
 class KernelStats:
     """Gauges and counters of the kernel at one moment."""
@@ -543,3 +609,6 @@ class KernelStats:
     pages_reserved: int = 0  # promised, not drawn yet
     users: tuple[UserUsage, ...] = ()  # with `requests` only, and so
     pools: tuple[PoolView, ...] = ()  # one a model
+    budget: int = 0  # bytes of memory that models and daemon may take
+    models: tuple[ModelStats, ...] = ()
+    segments: tuple[Segment, ...] = ()

@@ -233,6 +233,10 @@ class Kernel:
         self._table.pool.resize(pages)
 
     @property
+    def running(self) -> int:
+        return len(self._scheduler.running)
+
+    @property
     def promised(self) -> int:
         """Running requests that have not gained a token since they were admitted."""
         return sum(not request.gained for request in self._scheduler.running)

@@ -11,10 +11,10 @@ from dataclasses import fields, replace
 from llmosd.errors import InvalidRequest, NotFound
 from llmosd.system.accounts import by_user
 from llmosd.system.kernel import Kernel
+from llmosd.system.residency import ModelSize, Residency
 from llmosd.system.snapshot import KeptPages, Snapshot
 from llmosd.system.turns import Turns
 from llmosd.types import (
-    NICE_MAX,
     Event,
     KernelStats,
     Nanoseconds,
@@ -25,7 +25,6 @@ from llmosd.types import (
     StepResult,
 )
 
-_LAST = (NICE_MAX + 1,)  # of whoever has but pages on their way
 _ADDED_UP = [item.name for item in fields(KernelStats) if item.type == "int" and item.name != "page_tokens"]
 
 
@@ -35,11 +34,19 @@ class Kernels:
     Errors are those of `Kernel`, and NotFound for a model that is not among them.
     """
 
-    def __init__(self, first: Kernel, *others: Kernel) -> None:
-        self._first = first
-        self._kernels = {kernel.model: kernel for kernel in (first, *others)}
+    def __init__(self, *kernels: Kernel, residency: Residency | None = None) -> None:
+        """Of those in `residency`, or of these with memory for all of them."""
+        self.residency = residency or Residency()
+        self._kernels: dict[str, Kernel] = {}
+        for member in self.residency.members.values():
+            self._kernels[member.name] = member.kernel
+        for kernel in kernels:
+            self.add(kernel, ModelSize())
+            self.residency.start(kernel.model)
         self._turns = Turns()
-        self._in_flight: tuple[Plan, Nanoseconds] | None = None  # and when it was made
+        self._events: list[Event] = []  # of planning, to go out with the commit
+        self._changes = 0
+        self._in_flight: tuple[Plan, Nanoseconds, Kernel | None] | None = None  # when it was made, and by whom
 
     def kernel(self, model: str) -> Kernel:
         try:
@@ -47,12 +54,22 @@ class Kernels:
         except KeyError:
             raise NotFound(f"no model {model!r} is served here", param="model") from None
 
+    def add(
+        self, kernel: Kernel, size: ModelSize, *, pinned: bool = False, keep_alive: Nanoseconds | None = None
+    ) -> None:
+        """Make a model known; it is loaded when it is asked for. Raises DoesNotFit where it could not be."""
+        if kernel.model not in self._kernels:
+            self.residency.add(kernel, size, pinned=pinned, keep_alive=keep_alive)
+            self._kernels[kernel.model] = kernel
+
     # ---- commands
 
     def submit(self, spec: RequestSpec, now: Nanoseconds) -> list[Event]:
         kernel = self.kernel(spec.model)
         self._check_new(spec.id)
-        return kernel.submit(spec, now)
+        events = kernel.submit(spec, now)
+        self.residency.asked(spec.model, now)
+        return events
 
     def cancel(self, id: RequestId, reason: str, now: Nanoseconds) -> list[Event]:
         return self._of(id).cancel(id, reason, now)
@@ -67,7 +84,10 @@ class Kernels:
         return self._of(id).suspend(id, now)
 
     def resume(self, id: RequestId, now: Nanoseconds) -> tuple[RequestView, list[Event]]:
-        return self._of(id).resume(id, now)
+        kernel = self._of(id)
+        answer = kernel.resume(id, now)
+        self.residency.asked(kernel.model, now)
+        return answer
 
     def restore(self, snapshot: Snapshot, arrived: Nanoseconds, now: Nanoseconds) -> list[Event]:
         kernel = self.kernel(snapshot.spec.model)
@@ -86,23 +106,41 @@ class Kernels:
     # ---- plan → execute → commit
 
     def plan(self, now: Nanoseconds) -> Plan | None:
-        """The next step, of the model whose turn it is."""
-        if self.idle:
+        """The next step, of the model whose turn it is; or, without sequences, what has to be loaded and unloaded."""
+        if change := self._change(now):
+            self._in_flight = change, now, None
+            return change
+        serving = self.residency.serving()
+        if not serving:
             return None
-        busy = [
-            (_LAST if kernel.urgency is None else kernel.urgency, kernel.model)
-            for kernel in self._kernels.values()
-            if not kernel.idle
-        ]
-        plan = self._kernels[self._turns.next(busy)].plan(now)
-        self._in_flight = (plan, now) if plan else None
+        member = self.residency.members[self._turns.next(serving)]
+        plan = member.kernel.plan(now, member.admits)
+        self._in_flight = (plan, now, member.kernel) if plan else None
         return plan
+
+    def _change(self, now: Nanoseconds) -> Plan | None:
+        change = self.residency.arrange(now)
+        self._events += change.events
+        if not (change.unloads or change.resizes or change.loads):
+            return None
+        self._changes += 1
+        parts = (tuple(change.unloads), tuple(change.resizes), tuple(change.loads))
+        return Plan(self._changes, (), unloads=parts[0], resizes=parts[1], loads=parts[2])
 
     def commit(self, plan: Plan, result: StepResult, now: Nanoseconds) -> list[Event]:
         if self._in_flight is None or plan is not self._in_flight[0]:
             raise ValueError(f"step {plan.step} of {plan.model} is not the step in flight")
-        events = self._kernels[plan.model].commit(plan, result, now)
-        self._turns.charge(plan.model, now - self._in_flight[1])
+        _, planned, kernel = self._in_flight
+        events = list[Event]()
+        if kernel is not None:
+            events += kernel.commit(plan, result, now)
+            self._turns.charge(kernel.model, now - planned)
+            self.residency.members[kernel.model].used = now
+        events, self._events = self._events + events, []
+        for done in result.unloads:
+            events += self.residency.unloaded(done, now)
+        for done in result.loads:
+            events += self.residency.loaded(done, now)
         self._in_flight = None
         return events
 
@@ -120,14 +158,19 @@ class Kernels:
         return [view for kernel in self._kernels.values() for view in kernel.views()]
 
     def stats(self, requests: bool) -> KernelStats:
-        """Sums over all models; what cannot be added up is the default model's."""
-        return _sum(kernel.stats(requests) for kernel in self._kernels.values())
+        """Sums over all models; what cannot be added up is the first one's."""
+        stats = _sum(kernel.stats(requests) for kernel in self._kernels.values())
+        if not requests:
+            return stats
+        table = self.residency.table
+        return replace(stats, budget=table.budget, models=self.residency.stats(), segments=table.segments)
 
     def check(self) -> None:
         """Raise AssertionError unless every invariant holds; between steps only."""
         assert self._in_flight is None, "check() with a plan in flight"
         ids = [view.id for view in self.views()]
         assert len(set(ids)) == len(ids), "a request is in two kernels"
+        self.residency.check()
         for kernel in self._kernels.values():
             kernel.check()
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmosd.types import Nanoseconds
+from llmosd.types import NICE_MAX, Nanoseconds
 
 Urgency = tuple[int, ...]
 """A request's rank without its arrival: smaller goes first, equals share."""
+LAST = (NICE_MAX + 1,)  # of whoever has but pages on their way
 
 
 class Turns:
