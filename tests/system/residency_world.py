@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llmosd.errors import StepError
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.kernels import Kernels
 from llmosd.system.policy import POLICIES
 from llmosd.system.residency import ModelSize, Residency
-from llmosd.types import Event, LoadDone, Loaded, LoadFailed, Plan, RequestSpec, Sampling, State, StepResult, Unloaded
+from llmosd.types import (
+    Event,
+    EvictionMode,
+    LoadDone,
+    Loaded,
+    LoadFailed,
+    Plan,
+    RequestSpec,
+    Sampling,
+    State,
+    StepResult,
+    Unloaded,
+)
 from tests.system.oracle import Oracle
 from tests.system.symbolic import SymbolicExecutor
 
@@ -28,6 +42,8 @@ class ManyModels:
         pinned: str = "",
         keep_alive: int | None = None,
         prefixes: bool = False,
+        eviction: EvictionMode = "auto",
+        disk: dict[str, Any] | None = None,
     ) -> None:
         self.budget = budget
         residency = Residency(budget, 0, MINIMUM, PATIENCE)
@@ -36,9 +52,11 @@ class ManyModels:
         names = sorted("abcdef"[: len(limits)], key=lambda name: name not in pinned)
         for name in names:
             which = ord(name) - ord("a")
-            kernel = Kernel(limits[which], POLICIES[policy](), prefixes=b"a secret" if prefixes else None, model=name)
+            secret = b"a secret" if prefixes else None
+            kernel = Kernel(limits[which], POLICIES[policy](), prefixes=secret, model=name, eviction=eviction)
             residency.add(kernel, sizes[which], pinned=name in pinned, keep_alive=keep_alive)
             self.executors[name] = SymbolicExecutor(kernel)
+            self.executors[name].disk(**(disk or {}))
             self.executors[name].shrink(0)
             self.oracles[name] = Oracle(policy)
         self.kernels = Kernels(residency=residency)
@@ -103,7 +121,7 @@ class ManyModels:
         for size in plan.resizes:
             self.executors[size.model].shrink(size.pages)
         loads = tuple(LoadDone(s.model, LOAD, "it is broken" if s.model in self.broken else None) for s in plan.loads)
-        if not plan.sequences:
+        if not plan.model:
             return StepResult(plan.step, (), loads=loads, unloads=unloads)
         try:
             return self.executors[plan.model].execute(plan)
@@ -112,6 +130,9 @@ class ManyModels:
 
     def _follow(self, events: list[Event]) -> None:
         self.events += events
+        waiting = {view.id for view in self.kernels.views() if view.position is not None}
+        for oracle in self.oracles.values():
+            oracle.queue = waiting
         for event in events:
             if not isinstance(event, Loaded | LoadFailed | Unloaded):
                 id = event.request.id if hasattr(event, "request") else event.id
@@ -130,8 +151,12 @@ class ManyModels:
             self.resume(id)
         while self.live:
             self.step(took=3)
-            bound = sum(oracle.step_bound() for oracle in self.oracles.values())
+            bound = sum(
+                oracle.step_bound(self.kernels.kernel(name).limits.page_tokens) for name, oracle in self.oracles.items()
+            )
             assert self.steps <= 2 * bound + 100, "no progress"
+        while not self.kernels.idle:  # pages of what has ended are on their way
+            self.step()
         assert self.kernels.idle
         stats = self.kernels.stats(True)
         assert (stats.pages_used, stats.running, stats.waiting) == (0, 0, 0)

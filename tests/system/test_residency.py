@@ -17,7 +17,7 @@ from llmosd.errors import ContextTooLong, DoesNotFit, QueueFull
 from llmosd.system.kernel import Limits
 from llmosd.system.policy import POLICIES
 from llmosd.system.residency import ModelSize
-from llmosd.types import Loaded, LoadFailed, State, StateChanged, Unloaded
+from llmosd.types import EvictionMode, Loaded, LoadFailed, State, StateChanged, Unloaded
 from tests.system.residency_world import MINIMUM, PATIENCE, ManyModels
 from tests.system.world import make_limits
 
@@ -229,9 +229,8 @@ def models(draw: st.DrawFn) -> tuple[list[Limits], list[ModelSize], int]:
         slots, page_tokens = draw(st.integers(1, 4)), draw(st.integers(1, 4))
         columns = draw(st.integers(2, 6))
         pages = columns + draw(st.integers(0, 8))
-        limits.append(
-            Limits(slots, slots + draw(st.sampled_from([0, 3, 9])), 12, columns * page_tokens, page_tokens, pages)
-        )
+        budget, swap = slots + draw(st.sampled_from([0, 3, 9])), draw(st.sampled_from([0, 3, 20]))
+        limits.append(Limits(slots, budget, 12, columns * page_tokens, page_tokens, pages, swap))
         weights = draw(st.integers(1, 60))
         sizes.append(
             ModelSize(weights, draw(st.integers(0, 9)), draw(st.integers(1, 5)), draw(st.integers(1, columns)))
@@ -247,6 +246,10 @@ class ResidencyMachine(RuleBasedStateMachine):
         keep_alive=st.sampled_from([None, 20, 100]),
         prefixes=st.booleans(),
         pinned=st.sampled_from(["", "b", "ab"]),
+        eviction=st.sampled_from(["auto", "swap"]),
+        disk=st.fixed_dictionaries(
+            {"seed": st.integers(0, 9), "delay": st.integers(0, 5), "fault": st.sampled_from([0.0, 0.2])}
+        ),
     )
     def boot(
         self,
@@ -255,10 +258,21 @@ class ResidencyMachine(RuleBasedStateMachine):
         keep_alive: int,
         prefixes: bool,
         pinned: str,
+        eviction: EvictionMode,
+        disk: dict[str, Any],
     ) -> None:
         *sizes, budget = models
         budget += sum(size.bytes(size.least) for size, name in zip(sizes[1], "abc", strict=False) if name in pinned)
-        self.world = ManyModels(*sizes, budget, policy=policy, keep_alive=keep_alive, prefixes=prefixes, pinned=pinned)
+        self.world = ManyModels(
+            *sizes,
+            budget,
+            policy=policy,
+            keep_alive=keep_alive,
+            prefixes=prefixes,
+            pinned=pinned,
+            eviction=eviction,
+            disk=disk,
+        )
         self.names = sorted(self.world.executors)
 
     @rule(
