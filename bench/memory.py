@@ -1,4 +1,4 @@
-"""What paging costs, what the swap file gets out of the disk, and whether the choice between the two ways back is right.
+"""What paging costs, what the swap file gets out of the disk, and whether the choice of the way back is right.
 
 `bookkeeping`: CPU time in page tables, pool, prefix cache and eviction as a share of a step that decodes 32 sequences.
 `disk`: page-outs and page-ins through the executor's threads, checksums included, in pairs with plain writes and reads
@@ -262,9 +262,7 @@ class Bench:
 
     def run(self, mode: EvictionMode) -> Outcome:
         assert self._model.page_bytes is not None
-        kernel = Kernel(
-            self._limits, POLICIES["fcfs"](), prefixes=os.urandom(16), eviction=mode, costs=self._costs
-        )
+        kernel = Kernel(self._limits, POLICIES["fcfs"](), prefixes=os.urandom(16), eviction=mode, costs=self._costs)
         transfers = PageTransfers(self._model.page_bytes, self._file())
         executor = OnnxExecutor(self._model, self._tokenizer, kernel.page_table, kernel.columns, transfers)
         submit(kernel, self._tokenizer, self._load.requests, 5)
@@ -320,9 +318,7 @@ def judged(load: Load, outcomes: dict[str, list[Outcome]], say: Say) -> dict[str
     seconds = {mode: statistics.median(outcome.seconds for outcome in runs) for mode, runs in outcomes.items()}
     better = min(("recompute", "swap"), key=lambda mode: seconds[mode])
     ratios = {
-        mode: median_interval(
-            [a.seconds / b.seconds for a, b in zip(outcomes["auto"], outcomes[mode], strict=True)]
-        )
+        mode: median_interval([a.seconds / b.seconds for a, b in zip(outcomes["auto"], outcomes[mode], strict=True)])
         for mode in ("recompute", "swap")
     }
     ways = sum((outcome.ways for outcome in outcomes["auto"]), Counter[str]())

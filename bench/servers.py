@@ -40,14 +40,14 @@ def llmosd(models: Path, *flags: str) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def llama_server(program: Path, weights: Path, slots: int, threads: int, context: int) -> Iterator[Server]:
-    """llama.cpp's own server with `slots` slots of `context` tokens each; all else is its default."""
+def llama_server(program: Path, weights: Path, slots: int, threads: int, context: int, *flags: str) -> Iterator[Server]:
+    """llama.cpp's own server with `slots` slots of `context` tokens each; all else but `flags` is its default."""
     with socket.socket() as probe, tempfile.TemporaryDirectory() as folder:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
         command = [str(program), "-m", str(weights), "--host", "127.0.0.1", "--port", str(port)]
-        command += ["-np", str(slots), "-t", str(threads), "-c", str(slots * context)]
+        command += ["-np", str(slots), "-t", str(threads), "-c", str(slots * context), *flags]
         with _running(command, Path(folder) / "log", {}) as process:
             while not _healthy(f"http://127.0.0.1:{port}/health"):
                 _check(process, Path(folder) / "log")
