@@ -208,11 +208,11 @@ class Load:
 def loads(page_bytes: int, token_s: float, page_tokens: int) -> list[Load]:
     """On the slow disk writing and reading a page takes about as long as computing it."""
     draw = random.Random(3)
-    mixed = tuple((draw.randint(40, 400), 64) for _ in range(16))
+    mixed = tuple((draw.choice((30, 400)), 112) for _ in range(16))
     slow = page_bytes / (token_s * page_tokens / 2)
     return [
-        Load("short prompts", ((40, 64),) * 32),
-        Load("long prompts", ((600, 64),) * 12),
+        Load("short prompts", ((30, 96),) * 24),
+        Load("long prompts", ((400, 160),) * 10),
         Load("slow disk", mixed, slow),
     ]
 
@@ -295,12 +295,14 @@ class Bench:
 
 
 def measure_chooser(
-    model: PagedModel, tokenizer: Tokenizer, directory: Path, rounds: int, say: Say
-) -> list[dict[str, Any]]:
+    model: PagedModel, tokenizer: Tokenizer, directory: Path, only: list[str], rounds: int, say: Say
+) -> dict[str, Any]:
     assert model.page_bytes is not None
     token_s = prefill_s(model, tokenizer)
-    report = []
+    report = {}
     for load in loads(model.page_bytes.size, token_s, model.page_tokens):
+        if only and load.name not in only:
+            continue
         bench = Bench(model, tokenizer, directory, load)
         bench.run("auto")
         outcomes: dict[str, list[Outcome]] = {mode: [] for mode in MODES}
@@ -309,7 +311,7 @@ def measure_chooser(
                 outcomes[mode].append(bench.run(mode))
         every = [outcome.answers for runs in outcomes.values() for outcome in runs]
         assert all(answers == every[0] for answers in every), "the way back changes what is said"
-        report.append(judged(load, outcomes, say))
+        report[load.name] = judged(load, outcomes, say)
     return report
 
 
@@ -329,7 +331,6 @@ def judged(load: Load, outcomes: dict[str, list[Outcome]], say: Say) -> dict[str
         f" ({'met' if met else 'SLOWER'}); chose {dict(ways)}"
     )
     return {
-        "load": load.name,
         "requests": len(load.requests),
         "disk_mb_per_s": load.disk and load.disk / 1e6,
         "seconds": seconds,
@@ -386,11 +387,13 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=default_home(), help="data directory with the model")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--directory", type=Path, help="where the swap file lies; without it in the data directory")
+    parser.add_argument("--load", action="append", default=[], help="of the chooser's: its name; all without")
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     report = run(options, print)
     if options.json:
         before = json.loads(options.json.read_text()) if options.json.exists() else {}
+        report["chooser"] = before.get("chooser", {}) | report.get("chooser", {})
         options.json.write_text(json.dumps(before | report, indent=2) + "\n")
 
 
@@ -415,7 +418,7 @@ def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
         report["bookkeeping"] = measure_bookkeeping(model, tokenizer, options.rounds, say)
     if "chooser" in options.parts:
         with tempfile.TemporaryDirectory(dir=directory) as folder:
-            report["chooser"] = measure_chooser(model, tokenizer, Path(folder), options.rounds, say)
+            report["chooser"] = measure_chooser(model, tokenizer, Path(folder), options.load, options.rounds, say)
     if "disk" in options.parts:
         report["disk"] = measure_disk(model, directory, options.rounds, say)
     return report
