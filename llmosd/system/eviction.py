@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
 from llmosd.system.costs import Costs
@@ -22,7 +23,22 @@ from llmosd.system.pages import PageTable
 from llmosd.system.request import Request, Sequence
 from llmosd.types import Evicted, EvictionMode, Nanoseconds, Plan, Restored, SequenceId, SequencePlan, StepResult
 
+NEIGHBOURS = 4  # in rank, of whom the cheapest gives its pages up
 TRIAL = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Of giving up all pages of a request; they come with how often it refers to each."""
+
+    pages: Counter[int]
+    recompute_s: float
+    swap_s: float | None  # None where the swap space has no room
+
+    def loss_s(self, mode: EvictionMode) -> float:
+        if self.swap_s is None or mode == "recompute":
+            return self.recompute_s
+        return self.swap_s if mode == "swap" else min(self.swap_s, self.recompute_s)
 
 
 @dataclass(slots=True)
@@ -56,18 +72,29 @@ class Eviction:
 
     # ---- deciding
 
+    def victim(self, candidates: list[Request]) -> Request | None:
+        """One of the candidates, who come lowest rank first.
+
+        Nice comes first, then rank; among some neighbours in rank it is who loses least for each page it sets free.
+        """
+        worst = max((request.nice for request in candidates), default=0)
+        neighbours = [request for request in candidates if request.nice == worst][:NEIGHBOURS]
+        return min(neighbours, key=self._loss_per_page) if len(neighbours) > 1 else next(iter(neighbours), None)
+
+    def _loss_per_page(self, request: Request) -> float:
+        price, references = self._price(request), self._table.pool.references
+        free = sum(references(page) == count for page, count in price.pages.items())
+        return price.loss_s(self._mode) / free if free else inf
+
     def decide(self, request: Request, now: Nanoseconds) -> Evicted:
         """Which way a request that holds pages takes; to be asked before they are given up."""
-        pages = self._pages(request)
-        past = {sequence.id: sequence.past for sequence in request.live}
-        recompute_s, transfer = self._recompute_s(request, pages), self._costs.transfer
-        fits = len(pages) <= self._pager.space.free
-        swap_s = transfer.seconds(len(pages), len(pages)) if fits else None
-        backlog_s = transfer.seconds(*self._pager.under_way)
+        price, past = self._price(request), {sequence.id: sequence.past for sequence in request.live}
+        recompute_s, swap_s = price.recompute_s, price.swap_s
+        backlog_s = self._costs.transfer.seconds(*self._pager.under_way)
         swap = swap_s is not None and self._prefers_swap(swap_s + backlog_s, recompute_s)
         way: Literal["recompute", "swap"] = "swap" if swap else "recompute"
         tokens = sum(past.values())
-        decision = Evicted(request.id, way, len(pages), tokens, recompute_s, swap_s, backlog_s, now)
+        decision = Evicted(request.id, way, len(price.pages), tokens, recompute_s, swap_s, backlog_s, now)
         self._losses[request] = Loss(decision, past)
         self.swapped += swap
         return decision
@@ -81,9 +108,11 @@ class Eviction:
             return True
         return False
 
-    def _pages(self, request: Request) -> Counter[int]:
-        """Its pages, and how often it refers to each."""
-        return Counter(page for sequence in request.live for page in self._table.contents(sequence.row))
+    def _price(self, request: Request) -> Price:
+        pages = Counter(page for sequence in request.live for page in self._table.contents(sequence.row))
+        fits = len(pages) <= self._pager.space.free
+        swap_s = self._costs.transfer.seconds(len(pages), len(pages)) if fits else None
+        return Price(pages, self._recompute_s(request, pages), swap_s)
 
     def _recompute_s(self, request: Request, pages: Counter[int]) -> float:
         """A fork's later sequences go on from the prompt; what others hold as well will be there."""

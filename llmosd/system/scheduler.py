@@ -178,13 +178,14 @@ class Scheduler:
         return True
 
     def _victim(self, *, below: Request, of: Account | None) -> Request | None:
-        """The lowest-ranked request in decode, of this user if one is given, that ranks below the given running one."""
+        """A request in decode, of this user if one is given, that ranks below the given running one."""
+        candidates = list[Request]()
         for request in reversed(self.running):
             if request is below:
                 break
             if request.state is State.DECODE and request.gained and (of is None or request.account is of):
-                return request
-        return None
+                candidates.append(request)
+        return self.swapping.eviction.victim(candidates)
 
     def _preempt(self, request: Request, reason: str, draft: Draft, now: Nanoseconds) -> None:
         self.running.remove(request)

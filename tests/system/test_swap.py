@@ -141,6 +141,27 @@ def test_the_cheaper_way_is_taken_and_what_both_cost_is_told(page_s: float, way:
     world.drain()
 
 
+def test_the_victim_is_the_worst_in_nice_and_of_neighbours_in_rank_the_one_that_loses_least() -> None:
+    for nice, victim in (([0, 0, 0], "r2"), ([0, 5, 0], "r1")):
+        world = World(make_limits(slots=3, pages=8), "fcfs")
+        for one in nice:
+            world.submit(4, 12, nice=one)
+        while not world.preemptions:
+            world.step()
+        assert [id for id in ("r0", "r1", "r2") if world.kernel.view(id).preemptions] == [victim]
+        world.drain()
+    world = World(make_limits(slots=3, pages=6))
+    for prompt in (1, 2, 6):
+        world.submit(prompt, 12)
+    held = dict[str, tuple[int, int]]()
+    while not world.preemptions:
+        held = {view.id: (view.cached_tokens + view.completion_tokens - 1, view.pages) for view in world.kernel.views()}
+        world.step()
+    assert (held["r1"], held["r2"]) == ((5, 2), (9, 3))
+    assert world.kernel.view("r1").preemptions == 1, "2.5 tokens for a page, not 3"
+    world.drain()
+
+
 def test_a_way_that_seems_too_dear_is_tried_once_in_a_while() -> None:
     """Trials cost little beside what is recomputed."""
     limits = make_limits(slots=4, pages=10, swap_slots=99)
