@@ -1,10 +1,10 @@
 """The daemon and llama-server with too little memory for K and V: who is served, and how fast.
 
 36 requests come at once, prompts of 100 to 300 random tokens, answers of 64. For K and V there is memory for 1,536
-tokens of 8 bits: a quarter of what 16 of the longest requests take. llama-server has to divide it among slots beforehand
-(it makes each of them a multiple of 256 tokens, so that it has a third more here), or lets all slots share it
-(`--kv-unified`); it also gets it as 768 tokens of float16, its default. Its cache of prompts, in more memory, is off. The
-daemon has its swap file. Without DIRECTORY the daemon is measured alone.
+tokens of 8 bits: a quarter of what 16 of the longest requests take. llama-server has to divide it among slots
+beforehand (it makes each of them a multiple of 256 tokens, so that it has a third more here), or lets all slots share
+it (`--kv-unified`); it also gets it as 768 tokens of float16, its default. Its cache of prompts, in more memory, is
+off. The daemon has its swap file. Without DIRECTORY the daemon is measured alone.
 
     python bench/peers/install.py DIRECTORY     (once; takes minutes)
     python bench/pressure.py DIRECTORY
