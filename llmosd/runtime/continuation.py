@@ -14,17 +14,17 @@ class Continuation:
 
     def __init__(self, sampling: Sampling, tokenizer: Tokenizer) -> None:
         assert sampling.max_tokens is not None, "the kernel resolves max_tokens"
-        self._tokenizer = tokenizer
+        self._bytes_of = tokenizer.token_bytes
+        self._ends = frozenset[int]() if sampling.ignore_eos else tokenizer.eos_ids
         self._text = Detokenizer(sampling.stop)
         self._left = sampling.max_tokens
-        self._ignore_eos = sampling.ignore_eos
 
     def accept(self, token: int) -> tuple[str, FinishReason | None]:
         """The text that became safe with this token, and whether the sequence ends here."""
         self._left -= 1
-        if token in self._tokenizer.eos_ids and not self._ignore_eos:
+        if token in self._ends:
             return self._text.flush(), FinishReason.STOP
-        text, stopped = self._text.push(self._tokenizer.token_bytes(token))
+        text, stopped = self._text.push(self._bytes_of(token))
         if stopped:
             return text, FinishReason.STOP
         if self._left == 0:

@@ -20,6 +20,8 @@ class Detokenizer:
 
     def push(self, data: bytes) -> tuple[str, bool]:
         """Text that became safe with these bytes, and whether a stop string ended it. Not to be called after that."""
+        if data.isascii() and not self._begun and not self._stop:
+            return data.decode("ascii"), False
         return self._release(self._decode(data))
 
     def flush(self) -> str:

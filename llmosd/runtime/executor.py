@@ -111,7 +111,7 @@ class OnnxExecutor:
         streams = self._streams(parts)
         packed = self._packer.pack(parts, [stream.address if stream else 0 for stream in streams])
         meanwhile()
-        logits, run_ns = self._run(packed)
+        logits = self._run(packed)
         tokens = self._model.tokens.tolist() if self._model.draws else self._draw(streams, logits)
         results, row = [], 0
         for part in parts:
@@ -121,7 +121,7 @@ class OnnxExecutor:
                 row += 1 + part.drafts
             else:
                 results.append(SequenceResult(part.sequence))
-        return tuple(results), run_ns
+        return tuple(results), self._model.run_ns
 
     def _streams(self, parts: tuple[SequencePlan, ...]) -> list[Stream | None]:
         """For each row of logits who draws from it; None where that depends on what is drawn before."""
@@ -136,9 +136,8 @@ class OnnxExecutor:
                     streams += [stream if stream.memoryless else None] * part.drafts
         return streams
 
-    def _run(self, packed: Packed) -> tuple[Row, Nanoseconds]:
-        began = time.perf_counter_ns()
-        logits = self._model.run(
+    def _run(self, packed: Packed) -> Row:
+        return self._model.run(
             packed.token_ids,
             packed.cumulative_lengths,
             packed.past_lengths,
@@ -146,7 +145,6 @@ class OnnxExecutor:
             packed.logit_rows,
             packed.streams,
         )
-        return logits, self._model.ended - began
 
     def _draw(self, streams: list[Stream | None], logits: Row) -> list[int]:
         """The token of each row that has a stream, where the run has drawn none."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from operator import is_not
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,8 @@ __all__ = [
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 F32 = NDArray[np.float32]
+
+INPUTS = ("token_ids", "cumulative_lengths", "past_lengths", "page_table", "logit_rows", "streams")
 
 
 class PagedModel:
@@ -68,6 +72,7 @@ class PagedModel:
         self.keys, self.values = self._pool.keys, self._pool.values  # by layer; in place, as the graph sees them
         for name, array in self._pool.inputs():
             self._session.bind(name, array)
+        self._inputs: tuple[NDArray[Any] | None, ...] = (None,) * len(INPUTS)  # of a step, as they are bound
 
     @classmethod
     def load(
@@ -108,9 +113,9 @@ class PagedModel:
         return bytes_per_page(self.geometry, self.page_tokens, self.kv_format)
 
     @property
-    def ended(self) -> Nanoseconds:
-        """When the last run's operators were done, by time.perf_counter_ns."""
-        return self._session.ended
+    def run_ns(self) -> Nanoseconds:
+        """Of the last run inside ONNX Runtime, without the way back where that is known."""
+        return self._session.run_ns
 
     @property
     def tokens(self) -> Int64:
@@ -140,18 +145,24 @@ class PagedModel:
             self._rows.bind(self._session, len(token_ids))
         if self.backend == "cuda":
             self._session.bind("attention_metadata", attention_metadata(cumulative_lengths, past_lengths))
-        self._session.bind("token_ids", token_ids)
-        self._session.bind("cumulative_lengths", cumulative_lengths)
-        self._session.bind("past_lengths", past_lengths)
-        self._session.bind("page_table", page_table)
-        self._session.bind("logit_rows", logit_rows)
-        if self.draws:
-            self._session.bind("streams", np.zeros(len(logit_rows), np.int64) if streams is None else streams)
+        if not self.draws:
+            streams = None
+        elif streams is None:
+            streams = np.zeros(len(logit_rows), np.int64)
+        inputs = (token_ids, cumulative_lengths, past_lengths, page_table, logit_rows, streams)
+        if self._session.copies or any(map(is_not, inputs, self._inputs)):
+            self._bind(inputs)
         logits = self._session.bind_logits(len(logit_rows))
         self._session.run()
         if self._rows:
             self._rows.store(cumulative_lengths, past_lengths, page_table)
         return logits
+
+    def _bind(self, inputs: tuple[NDArray[Any] | None, ...]) -> None:
+        for name, array in zip(INPUTS, inputs, strict=True):
+            if array is not None:
+                self._session.bind(name, array)
+        self._inputs = inputs
 
     def copy_page(self, source: int, target: int) -> None:
         """K and V of all layers of one page to another."""

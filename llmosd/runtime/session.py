@@ -54,10 +54,10 @@ class BoundSession:
 
     def __init__(self, session: ort.InferenceSession, vocab: int, *, copies: bool, draws: bool) -> None:
         """`draws`: the graph draws tokens as well."""
-        self._copies = copies
+        self.copies = copies
         self._draws = draws
         self._draw_ended = native.draw_ended() if draws else None
-        self.ended: Nanoseconds = 0  # when the last run's operators were done, by time.perf_counter_ns
+        self.run_ns: Nanoseconds = 0  # of the last run, to the end of its operators where they draw
         self.inference = session
         self._binding = session.io_binding()
         self._bound: dict[str, Bindable] = {}
@@ -67,7 +67,7 @@ class BoundSession:
 
     def bind(self, name: str, value: Bindable) -> None:
         """Bind an input; an array that is bound already and used in place is left alone."""
-        if self._copies or self._bound.get(name) is not value:
+        if self.copies or self._bound.get(name) is not value:
             if isinstance(value, np.ndarray):
                 value = np.ascontiguousarray(value)
             self._binding.bind_ortvalue_input(name, _ort_value(value))
@@ -92,14 +92,15 @@ class BoundSession:
         """Raises StepError with the words of the operator that failed."""
         began = time.perf_counter_ns()
         try:
-            if self._copies:
+            if self.copies:
                 self._binding.synchronize_inputs()
             self.inference.run_with_iobinding(self._binding)
         except _RUN_ERRORS as error:
             raise StepError(f"the step failed: {error}") from error
-        self.ended = time.perf_counter_ns()
-        if self._draw_ended is not None and began < self._draw_ended.value < self.ended:
-            self.ended = self._draw_ended.value  # what came then is the way back, through the interpreter's lock
+        ended = time.perf_counter_ns()
+        if self._draw_ended is not None and began < self._draw_ended.value < ended:
+            ended = self._draw_ended.value  # what came then is the way back, through the interpreter's lock
+        self.run_ns = ended - began
 
     def close(self) -> None:
         """Let go of the session and of all that was bound."""

@@ -509,12 +509,12 @@ class Kernel:
 
 
 def _validate_result(plan: Plan, result: StepResult) -> None:
-    asked, answered = [s.sequence for s in plan.sequences], [s.sequence for s in result.sequences]
-    if result.step != plan.step or asked != answered:
-        raise ValueError(f"the result is not that of step {plan.step} with sequences {asked}")
+    if result.step != plan.step or len(result.sequences) != len(plan.sequences):
+        raise ValueError(f"the result is not that of step {plan.step}")
     for part, outcome in zip(plan.sequences, result.sequences, strict=True):
-        advanced = outcome.tokens or outcome.finish is not None or outcome.error is not None
-        if part.sample and not advanced:
+        if outcome.sequence != part.sequence:
+            raise ValueError(f"a result of sequence {outcome.sequence} is not that of step {plan.step}")
+        if part.sample and not outcome.tokens and outcome.finish is None and outcome.error is None:
             raise ValueError(f"sequence {part.sequence} was to be sampled, and neither grew nor ended")
         if len(outcome.tokens) > 1 and not _continues(part, outcome):
             raise ValueError(f"sequence {part.sequence} got tokens after one that it was not fed")
