@@ -195,7 +195,7 @@ async def jumps(top: Desk) -> None:
 
 
 async def pages(top: Desk) -> None:
-    await top.frame(2, requests=100)
+    await top.frame(2, requests=50)
     await top.press("pagedown")
     assert top.table.page == top.table.rows.index(top.table.selected)
     await top.shows(top.selected)
