@@ -82,11 +82,14 @@ def gauges(frame: Frame) -> dict[str, float]:
         "running": float(frame.queue.running),
         "waiting": float(frame.queue.waiting),
         "pages": pages.used / pages.total if pages.total else 0.0,
+        "cached": pages.cached / pages.total if pages.total else 0.0,
         "prompt_per_s": frame.throughput.prompt_per_s,
         "generated_per_s": frame.throughput.generated_per_s,
     }
     if frame.loop_lag_p99_ms is not None:
         series["loop_lag_ms"] = frame.loop_lag_p99_ms
+    if frame.swap.total:
+        series["swap"] = frame.swap.used / frame.swap.total
     for number, gpu in enumerate(host.gpus):
         series[f"gpu{number}"] = gpu.utilisation
         series[f"gpu{number}_memory"] = gpu.memory_used / gpu.memory_total if gpu.memory_total else 0.0

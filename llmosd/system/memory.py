@@ -51,7 +51,7 @@ def unfilled(table: PageTable, sequences: Iterable[Sequence]) -> int:
     return sum({table.last_page(s.row): -s.past % size for s in sequences if s.past}.values())
 
 
-def duplicate(table: PageTable, reuse: PrefixReuse, sequences: Iterable[Sequence]) -> int:
+def duplicate(table: PageTable, reuse: PrefixReuse, sequences: Many[Sequence]) -> int:
     """Tokens in pages in use whose K and V another page in use has too, each copy but one.
 
     No two full pages are alike, for the prefix cache merges them. But pages that follow the same one may begin alike.
@@ -59,11 +59,15 @@ def duplicate(table: PageTable, reuse: PrefixReuse, sequences: Iterable[Sequence
     """
     families = defaultdict[bytes, dict[int, bytes]](dict)  # of each page, by its key: tokens of those that follow it
     for sequence in sequences:
-        node = reuse.place(sequence)
         if sequence.past % table.page_tokens:
-            families[node.key][table.last_page(sequence.row)] = reuse.tail(sequence)
-        while node.parent is not None and node.page not in families[node.parent.key]:
-            families[node.parent.key][node.page] = node.tokens
+            families[reuse.place(sequence).key][table.last_page(sequence.row)] = reuse.tail(sequence)
+    seen = set[int]()
+    for sequence in sequences:
+        node = reuse.place(sequence)
+        while node.parent is not None and node.page not in seen:
+            seen.add(node.page)
+            if len(node.parent.children) > 1 or node.parent.key in families:
+                families[node.parent.key][node.page] = node.tokens
             node = node.parent
     texts = (sorted(family.values()) for family in families.values())
     return sum(common_tokens(one, other) for ordered in texts for one, other in pairwise(ordered))

@@ -33,6 +33,13 @@ class KernelCollector(Collector):
         yield self._gauge("llmos_pages_used", "Pages in use", stats.pages_used)
         yield self._gauge("llmos_pages_shared", "Pages that more than one sequence holds", stats.pages_shared)
         yield self._gauge("llmos_pages_cached", "Idle pages that the prefix cache keeps", stats.pages_cached)
+        yield self._gauge("llmos_pages_reserved", "Pages promised to requests, not drawn yet", stats.pages_reserved)
+        yield self._gauge("llmos_swap_pages", "Pages that the swap space has room for", stats.swap_slots)
+        yield self._gauge("llmos_swap_pages_used", "Pages in the swap space", stats.swap_slots_used)
+        yield self._counter("llmos_swap_out_pages", "Pages written to swap, failures included", stats.swap_outs)
+        yield self._counter("llmos_swap_in_pages", "Pages read from swap, failures included", stats.swap_ins)
+        yield self._counter("llmos_swap_failures", "Pages that could not be written or read back", stats.swap_failures)
+        yield self._counter("llmos_recomputed_tokens", "Tokens computed again after eviction", stats.recomputed_tokens)
         asked = stats.prompt_tokens + stats.reused_tokens
         yield self._counter("vllm:prefix_cache_queries", "Prompt tokens asked of the prefix cache", asked)
         yield self._counter("vllm:prefix_cache_hits", "Prompt tokens found there, not computed", stats.reused_tokens)
