@@ -161,20 +161,21 @@ class Scheduler:
     def _make_room(self, request: Request, draft: Draft, now: Nanoseconds) -> bool:
         """Make the pages of its next tokens available; False when it has to sit this step out, pages kept.
 
-        Where its user's quota is short of them, only that user's requests are victims.
+        Where its user's quota is short of them, only that user's requests are victims; nobody else's before there is
+        room in the quota.
         """
         needed = sum(self.table.needed(s.row, s.past, s.length) for s in request.live) - request.reserved
         while needed > 0:
-            short = needed > self.pool.available - draft.awaited
-            if not short and request.account.has_room(needed):
+            over_quota = not request.account.has_room(needed)
+            if not over_quota and needed <= self.pool.available - draft.awaited:
                 break
-            if short and needed <= self.pool.available + self.pool.leaving - draft.awaited:
+            if not over_quota and needed <= self.pool.available + self.pool.leaving - draft.awaited:
                 draft.awaited += needed
                 return False
-            victim = self._victim(below=request, of=None if short else request.account)
+            victim = self._victim(below=request, of=request.account if over_quota else None)
             if victim is None:
                 return False
-            self._preempt(victim, "pages" if short else "quota", draft, now)
+            self._preempt(victim, "quota" if over_quota else "pages", draft, now)
         return True
 
     def _victim(self, *, below: Request, of: Account | None) -> Request | None:

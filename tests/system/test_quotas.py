@@ -65,6 +65,29 @@ def test_growth_beyond_the_quota_takes_pages_of_the_same_user_only() -> None:
     assert [w.oracle.lives[id].preemptions for id in (first, other)] == [0, 0]
 
 
+@pytest.mark.parametrize("start", range(8, 17))
+def test_nobody_else_gives_pages_to_who_is_over_quota(start: int) -> None:
+    """The pool is as large as the quota and all that `b` needs, so it is never short of pages for either.
+
+    `first` is over quota, and cannot take from `second`, which is on the way to its next token, while `b` holds the rest.
+    """
+    limits = make_limits(slots=3, token_budget=3, page_tokens=4, pages=12)
+    w = World(limits, "priority", quotas=Quotas(users={"a": Quota(pages=6)}))
+    b = w.submit(3, 21, nice=5, user="b")
+    while view(w, b).completion_tokens < start:
+        w.step()
+    first = w.submit(2, 18, user="a")
+    w.step()
+    w.submit(12, 4, user="a")
+    sat_out = 0
+    while w.oracle.live:
+        before = view(w, first).completion_tokens if w.state(first) is State.DECODE else None
+        w.step()
+        sat_out += w.state(first) is State.DECODE and before == view(w, first).completion_tokens
+    assert sat_out, "the quota was never short"
+    assert w.oracle.lives[b].preemptions == 0
+
+
 def test_what_alone_exceeds_the_quota_is_refused_with_what_there_is() -> None:
     w = world(Quota(pages=4))
     with pytest.raises(ContextTooLong, match=r"the quota of user 'a' is 4 pages, 16 tokens"):
