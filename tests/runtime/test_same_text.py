@@ -26,9 +26,9 @@ PAGES, PAGE_TOKENS = 24, 64
 CONTINUATIONS = json.loads(Path(__file__).with_name("continuations.json").read_text())
 
 # How far below its maximum the reference's logit of a chosen token may lie, at most and on average. Measured once over
-# these 384 positions: 0 with float32 weights; with the file's 4-bit and 8-bit weights and 8-bit activations at most 0.59
-# and on average 0.005 (native, the largest over sets of kernels and K/V formats, whose rounding decides near-ties) and
-# 0.09 (gather), where 96 % to 98 % of the tokens are the reference's own choice.
+# these 384 positions: 0 with float32 weights; with the file's 4-bit and 8-bit weights and 8-bit activations at most
+# 0.59 and on average 0.005 (native, the largest over sets of kernels and K/V formats, whose rounding decides
+# near-ties) and 0.09 (gather), where 96 % to 98 % of the tokens are the reference's own choice.
 EPSILON = {"float32": 1e-3, "file": 0.8}
 MEAN_EPSILON = {"float32": 1e-4, "file": 0.01}
 
