@@ -282,7 +282,7 @@ class StepResult:
 class TimeSplit:
     """Where a request's time went, in nanoseconds; the parts sum to `total` exactly.
 
-    `other` is everything outside the kernel's states: tokenisation before submit, suspension, swap.
+    `other` is everything outside the kernel's states: tokenisation before submit, suspension.
     """
 
     queued: Nanoseconds = 0
@@ -290,10 +290,11 @@ class TimeSplit:
     decode: Nanoseconds = 0
     preempted: Nanoseconds = 0
     other: Nanoseconds = 0
+    swapped: Nanoseconds = 0
 
     @property
     def total(self) -> Nanoseconds:
-        return self.queued + self.prefill + self.decode + self.preempted + self.other
+        return self.queued + self.prefill + self.decode + self.preempted + self.swapped + self.other
 
 
 @dataclass(frozen=True, slots=True)

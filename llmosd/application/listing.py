@@ -36,6 +36,7 @@ class RequestInfo:
     prefill_ms: float
     decode_ms: float
     preempted_ms: float
+    swapped_ms: float
     other_ms: float
     total_ms: float
     ttft_ms: float | None
@@ -69,6 +70,7 @@ class RequestInfo:
             prefill_ms=_ms(times.prefill),
             decode_ms=_ms(times.decode),
             preempted_ms=_ms(times.preempted),
+            swapped_ms=_ms(times.swapped),
             other_ms=_ms(times.other),
             total_ms=_ms(times.total),
             ttft_ms=None if view.first_token is None else _ms(view.first_token - view.arrived),

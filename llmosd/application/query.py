@@ -33,7 +33,8 @@ class Table(NamedTuple):
 REQUESTS = """
 SELECT id, user, model, state, nice, prompt_tokens, completion_tokens, created_at,
   queued_ns / 1e6 AS queued_ms, prefill_ns / 1e6 AS prefill_ms, decode_ns / 1e6 AS decode_ms,
-  preempted_ns / 1e6 AS preempted_ms, other_ns / 1e6 AS other_ms, total_ns / 1e6 AS total_ms, ttft_ns / 1e6 AS ttft_ms,
+  preempted_ns / 1e6 AS preempted_ms, swapped_ns / 1e6 AS swapped_ms, other_ns / 1e6 AS other_ms,
+  total_ns / 1e6 AS total_ms, ttft_ns / 1e6 AS ttft_ms,
   ended_at, n, preemptions, finish, error, label, page_ns / 1e9 AS page_s, reused_tokens
 FROM requests WHERE created_at >= :since ORDER BY created_at, id
 """

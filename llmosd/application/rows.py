@@ -11,7 +11,17 @@ from llmosd.wire import EventMessage, Frame
 
 COLUMNS = (
     *("id", "user", "model", "state", "nice", "n", "prompt_tokens", "completion_tokens", "max_tokens"),
-    *("created_at", "ended_at", "queued_ns", "prefill_ns", "decode_ns", "preempted_ns", "other_ns", "total_ns"),
+    *(
+        "created_at",
+        "ended_at",
+        "queued_ns",
+        "prefill_ns",
+        "decode_ns",
+        "preempted_ns",
+        "swapped_ns",
+        "other_ns",
+        "total_ns",
+    ),
     *("ttft_ns", "preemptions", "finish", "error", "label", "page_ns", "reused_tokens"),
 )
 # An ended request stays as it ended: a late, older view of it changes nothing.
@@ -46,7 +56,7 @@ def request_row(view: RequestView) -> Row:
             view.prompt_tokens,
         ),
         *(view.completion_tokens, view.max_tokens, view.created_at, ended_at),
-        *(times.queued, times.prefill, times.decode, times.preempted, times.other, times.total),
+        *(times.queued, times.prefill, times.decode, times.preempted, times.swapped, times.other, times.total),
         *(ttft, view.preemptions, view.finish),
         *(None if view.error is None else _encodable(view.error), _encodable(view.label)),
         *(min(view.page_ns, LARGEST), view.reused_tokens),

@@ -158,6 +158,7 @@ class Request:
             _S.PREFILL: times.prefill,
             _S.DECODE: times.decode,
             _S.PREEMPTED: times.preempted,
+            _S.SWAPPED: times.swapped,
         }
         self._spent.update(known)
         self._before -= sum(known.values())
@@ -190,6 +191,7 @@ class Request:
             prefill=spent.pop(_S.PREFILL),
             decode=spent.pop(_S.DECODE),
             preempted=spent.pop(_S.PREEMPTED),
+            swapped=spent.pop(_S.SWAPPED),
             other=self._before + sum(spent.values()),
         )
 

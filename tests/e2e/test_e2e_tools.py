@@ -89,7 +89,8 @@ def test_sqlite3_and_query_agree(daemon: Daemon) -> None:
         answer = client.complete("Once upon a time", MODEL, max_tokens=5, user="ada")
     assert answer.usage.completion_tokens == 5
     database = f"file:{daemon.record.db}?mode=ro"
-    sql = "SELECT state, completion_tokens, queued_ns + prefill_ns + decode_ns + preempted_ns + other_ns - total_ns"
+    parts = "queued_ns + prefill_ns + decode_ns + preempted_ns + swapped_ns + other_ns"
+    sql = f"SELECT state, completion_tokens, {parts} - total_ns"
     find = f"{sql} FROM requests WHERE user = 'ada' AND state = 'finished'"
     assert eventually(lambda: output_of("sqlite3", database, find), "the request is stored") == "finished|5|0\n"
 

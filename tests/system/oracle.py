@@ -209,11 +209,10 @@ class Oracle:
     def _check_times(self, life: Life, now: int) -> None:
         times = life.final.times
         assert times.total == now - life.spec.arrived, "the parts do not sum to the total"
-        assert (
-            times.other == life.submitted - life.spec.arrived + life.spent[State.SUSPENDED] + life.spent[State.SWAPPED]
-        )
-        parts = (times.queued, times.prefill, times.decode, times.preempted)
-        assert parts == tuple(life.spent[s] for s in (State.QUEUED, State.PREFILL, State.DECODE, State.PREEMPTED))
+        assert times.other == life.submitted - life.spec.arrived + life.spent[State.SUSPENDED]
+        parts = (times.queued, times.prefill, times.decode, times.preempted, times.swapped)
+        states = (State.QUEUED, State.PREFILL, State.DECODE, State.PREEMPTED, State.SWAPPED)
+        assert parts == tuple(life.spent[state] for state in states)
 
     def _check_tokens(self, life: Life) -> None:
         view = life.final

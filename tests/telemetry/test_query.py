@@ -27,7 +27,7 @@ from tests.telemetry.examples import finished, view
 NOW = float(int(time.time() / 60) * 60)  # the start of a minute
 MUST_HAVE = (
     *("id", "user", "model", "state", "nice", "prompt_tokens", "completion_tokens", "created_at", "queued_ms"),
-    *("prefill_ms", "decode_ms", "preempted_ms", "other_ms", "total_ms", "ttft_ms"),
+    *("prefill_ms", "decode_ms", "preempted_ms", "swapped_ms", "other_ms", "total_ms", "ttft_ms"),
 )
 
 

@@ -91,9 +91,9 @@ async def test_an_ended_request_has_its_time_split_and_a_late_view_does_not_undo
     await committed(store)
     store.add_views([view("r1", state=State.DECODE)])
     await store.record_accepted(view("r1"))
-    columns = "state, queued_ns, prefill_ns, decode_ns, preempted_ns, other_ns, total_ns, ttft_ns, ended_at"
+    columns = "state, queued_ns, prefill_ns, decode_ns, preempted_ns, swapped_ns, other_ns, total_ns, ttft_ns, ended_at"
     (row,) = rows(path, f"SELECT {columns} FROM requests WHERE id = 'r1'")
-    assert row == ("finished", 10**7, 2 * 10**7, 31 * 10**7, 5 * 10**6, 5 * 10**6, 35 * 10**7, 3 * 10**7, 1000.35)
+    assert row == ("finished", 10**7, 2 * 10**7, 31 * 10**7, 5 * 10**6, 0, 5 * 10**6, 35 * 10**7, 3 * 10**7, 1000.35)
 
 
 async def test_pages_held_over_time_are_kept_exactly_up_to_the_largest_integer(store: Store, path: Path) -> None:
@@ -129,9 +129,9 @@ async def test_a_clean_stop_is_on_record_and_the_next_start_marks_the_gap(path: 
 async def test_what_is_unfinished_at_a_clean_stop_reads_failed_and_its_times_still_sum(path: Path) -> None:
     store = await Store.open(path)
     created = time.time() - 5
-    store.add_views([view("r1", created_at=created, state=State.DECODE, times=TimeSplit(1, 2, 3, 4, 5))])
+    store.add_views([view("r1", created_at=created, state=State.DECODE, times=TimeSplit(1, 2, 3, 4, 5, 6))])
     await store.close()
-    parts = "queued_ns + prefill_ns + decode_ns + preempted_ns + other_ns"
+    parts = "queued_ns + prefill_ns + decode_ns + preempted_ns + swapped_ns + other_ns"
     ((state, error, total, parts_sum),) = rows(path, f"SELECT state, error, total_ns, {parts} FROM requests")
     assert state == "failed" and error.startswith("daemon stopped at 20")
     assert total == parts_sum >= 5 * SECOND
