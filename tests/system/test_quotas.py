@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import pairwise
+from random import Random
 
 import pytest
 
 from llmosd.errors import ContextTooLong, QueueFull
 from llmosd.system.accounts import KEPT_NAMES, Accounts, PageMeter
-from llmosd.types import Quota, Quotas, RequestView, State
+from llmosd.system.policy import POLICIES
+from llmosd.types import Quota, Quotas, RequestView, State, StateChanged
 from tests.system.world import World, make_limits
 
 
@@ -69,13 +72,8 @@ def test_growth_beyond_the_quota_takes_pages_of_the_same_user_only() -> None:
 def test_nobody_else_gives_pages_to_who_is_over_quota(start: int) -> None:
     """The pool is as large as the quota and all that `b` needs, so it is never short of pages for either.
 
-<<<<<<< HEAD
-    `first` is over quota, and cannot take from `second`, which is on the way to its next token, while `b` holds the
+        `first` is over quota, and cannot take from `second`, which is on the way to its next token, while `b` holds the
     rest.
-=======
-    `first` is over quota and cannot take from the other of its user, which is on the way to its next token, while `b`
-    holds the rest.
->>>>>>> ae49ed3 (Lines within 120 columns)
     """
     limits = make_limits(slots=3, token_budget=3, page_tokens=4, pages=12)
     w = World(limits, "priority", quotas=Quotas(users={"a": Quota(pages=6)}))
@@ -247,3 +245,26 @@ def test_a_sibling_that_ends_in_prefill_leaves_enough_promised() -> None:
     w.submit(2, None, n=3)
     w.submit(2, 12)
     w.drain()
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("seed", range(4))
+def test_overload(policy: str, seed: int) -> None:
+    """More is asked for than quotas and pool hold, all the time; `World` checks quotas, order and text at each step."""
+    random = Random(seed)
+    quotas = Quotas(Quota(running=3), {"a": Quota(pages=10), "b": Quota(running=1, share=0.4), "c": Quota()})
+    limits = make_limits(slots=6, token_budget=14, queue_limit=30, pages=24, swap_slots=30 if seed > 1 else 0)
+    world = World(limits, policy, prefixes=seed % 2 == 1, quotas=quotas)
+    taken = 0
+    for _ in range(300):
+        if random.random() < 0.4:
+            with suppress(ContextTooLong, QueueFull):
+                user, n = random.choice("aaabcd"), random.randint(1, 2)
+                world.submit(random.randint(1, 8), random.randint(4, 30), n=n, user=user, nice=random.randint(-3, 3))
+        if random.random() < 0.1 and (live := world.oracle.live):
+            {0: world.cancel, 1: world.suspend, 2: world.resume}[random.randrange(3)](random.choice(live))
+        if world.step(random.randint(0, 1000)):
+            moves = [event for event in world.events if isinstance(event, StateChanged)]
+            taken += sum(move.is_preemption and move.reason == "quota" for move in moves)
+    world.drain()
+    assert world.parked > 300 and taken > 3, "the load does not test what it is meant to"
