@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llmosd.application import blueprint
+from llmosd.application.assembly import Assembly
 from llmosd.application.engine import Batch, Submit, ThreadEngine
 from llmosd.application.http.schema import completion_body
 from llmosd.config import Config
@@ -77,7 +77,7 @@ def answer(
 def main() -> None:
     home, model, spin, slots = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "1", int(sys.argv[4])
     config = Config(home=home, model=model, spin=spin, slots=slots)
-    plan = blueprint.draw(config, find(home, model), lambda stage, done, total: None)
+    plan = Assembly.draw(config, find(home, model), (), lambda stage, done, total: None)
     listener = Listener()
     engine = ThreadEngine(plan, listener)
     engine.start()

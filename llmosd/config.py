@@ -90,6 +90,13 @@ class Config:
     page_tokens: int = _option(
         0, "tokens a page holds; 0 is what suits the device", choices=("0", "16", "32", "64", "128", "256")
     )
+    memory: Bytes = _option(
+        Bytes(0), "memory for models, their KV pools and the daemon, as 6GiB; 0 is most of what is free at the start"
+    )
+    keep_alive: int = _option(
+        300, "seconds without a request after which a model other than `model` is unloaded; 0 for never", range_=COUNT
+    )
+    pinned: str = _option("", "models that stay in memory once loaded, separated by commas")
     swap: Bytes = _option(
         Bytes(4 << 30), "disk that extends the KV pool, in bytes or as 2GiB, and at most what is free; 0 for none"
     )
@@ -109,6 +116,10 @@ class Config:
     log_level: str = _option("info", "least severe log line", choices=("debug", "info", "warning", "error"))
     quotas: Quotas = UNLIMITED
     sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def pinned_models(self) -> tuple[str, ...]:
+        return tuple(name for part in self.pinned.split(",") if (name := part.strip()))
 
     @property
     def database(self) -> Path:

@@ -611,5 +611,7 @@ class KernelStats:
     users: tuple[UserUsage, ...] = ()  # with `requests` only, and so
     pools: tuple[PoolView, ...] = ()  # one a model
     budget: int = 0  # bytes of memory that models and daemon may take
+    budget_free: int = 0
+    fragmentation: float = 0.0  # share of what is free outside the largest hole
     models: tuple[ModelStats, ...] = ()
     segments: tuple[Segment, ...] = ()

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from llmosd.application.image import Numerics
-from llmosd.application.memory import SegmentInfo
 from llmosd.config import Config
 from llmosd.errors import ConfigError
 from llmosd.hardware import gpus, memory, processors
 from llmosd.prediction.costs import FittedPrefillCost, FittedTransferCost
 from llmosd.prediction.formulas import amdahl, fit_amdahl
 from llmosd.runtime import importer, scaling
-from llmosd.runtime.backend import LARGEST_PAGE, best_page_tokens, variant_name
+from llmosd.runtime.backend import LARGEST_PAGE, best_page_tokens
 from llmosd.runtime.device import choose_device
 from llmosd.runtime.executor import OnnxExecutor
 from llmosd.runtime.fetch import Progress
-from llmosd.runtime.footprint import footprint
+from llmosd.runtime.footprint import Footprint, footprint
 from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.installed import InstalledModel
 from llmosd.runtime.page_pool import bytes_per_page
@@ -26,10 +26,9 @@ from llmosd.runtime.page_transfers import PageTransfers
 from llmosd.runtime.paged_model import Backend, PagedModel, choose_backend, choose_kv_format, pages_that_fit
 from llmosd.runtime.swap_file import SwapFile, slot_bytes
 from llmosd.system.costs import Costs
-from llmosd.system.executor import Executor
 from llmosd.system.kernel import Kernel, Limits
-from llmosd.system.kernels import Kernels
 from llmosd.system.policy import POLICIES
+from llmosd.system.residency import ModelSize
 from llmosd.system.speculation import Speculation
 from llmosd.types import KvFormat
 from llmosd.wire import Amdahl
@@ -38,10 +37,24 @@ BROKEN_DISK_S = 1.0  # assumed for a page where the swap file cannot be used at 
 
 
 @dataclass(frozen=True, slots=True)
-class Blueprint:
-    """Calling it builds kernel and executor, on the thread that will own them."""
+class Budget:
+    """Memory for models and daemon together (bytes), and what of it the daemon takes by itself."""
 
-    config: Config
+    total: int
+    process: int
+
+    @classmethod
+    def of(cls, config: Config) -> Budget:
+        """What was set, or most of what is free; to be asked before a model is loaded."""
+        process = memory.resident() + memory.DAEMON_GROWTH
+        return cls(config.memory or process + int(memory.available() * memory.BUDGET_SHARE), process)
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """One model: how its kernel and executor are built."""
+
+    config: Config  # as far as this model is concerned
     model: InstalledModel
     backend: Backend
     why: str  # this backend
@@ -49,46 +62,51 @@ class Blueprint:
     threads: int
     limits: Limits
     amdahl: Amdahl
+    size: ModelSize
 
-    def __call__(self) -> tuple[Kernels, Executor]:
-        config, limits = self.config, self.limits
-        model = PagedModel.load(
-            self.model,
-            backend=self.backend,
-            weights=config.weights,
-            pages=limits.pages,
-            page_tokens=limits.page_tokens,
-            threads=self.threads,
-            spin=config.spin,
-            kv_format=self.kv_format,
-        )
-        speculation = Speculation() if config.speculation else None
-        prefixes = self._prefixes() if config.prefix_cache else None
-        transfers, transfer_cost = self._swap(model)
+    def kernel(self) -> tuple[Kernel, SwapFile | None]:
+        """The kernel, with nothing loaded, and the file that its pages are swapped to. Raises ConfigError."""
+        config, file, transfer_cost = self.config, *self._swap()
         kernel = Kernel(
-            limits,
+            self.limits,
             POLICIES[config.policy](),
-            speculation,
-            prefixes,
+            Speculation() if config.speculation else None,
+            self._prefixes() if config.prefix_cache else None,
             self.model.id,
             quotas=config.quotas,
             eviction=config.eviction,
             costs=Costs(FittedPrefillCost(), transfer_cost),
         )
-        tokenizer = self.model.load_tokenizer()
-        return Kernels(kernel), OnnxExecutor(model, tokenizer, kernel.page_table, kernel.columns, transfers)
+        return kernel, file
 
-    def _swap(self, model: PagedModel) -> tuple[PageTransfers | None, FittedTransferCost]:
-        """What moves pages to the swap file and back, if there is one, and what that costs on this disk."""
+    def executor(self, kernel: Kernel, file: SwapFile | None) -> OnnxExecutor:
+        """Load the model. On the thread that will own it; raises ModelError."""
+        model = PagedModel.load(
+            self.model,
+            backend=self.backend,
+            weights=self.config.weights,
+            pages=self.limits.pages,
+            page_tokens=self.limits.page_tokens,
+            threads=self.threads,
+            spin=self.config.spin,
+            kv_format=self.kv_format,
+        )
+        transfers = None
+        if file is not None:
+            assert model.page_bytes is not None, "swap space for pages that are not in this process's memory"
+            transfers = PageTransfers(model.page_bytes, file)
+        return OnnxExecutor(model, self.model.load_tokenizer(), kernel.page_table, kernel.columns, transfers)
+
+    def _swap(self) -> tuple[SwapFile | None, FittedTransferCost]:
+        """The swap file, if there is to be one, and what a page costs on this disk."""
         if not self.limits.swap_slots:
             return None, FittedTransferCost()
-        assert model.page_bytes is not None, "swap space for pages that are not in this process's memory"
-        file = SwapFile(self.config.swap_home, self.limits.swap_slots, model.page_bytes.size)
+        file = SwapFile(self.config.swap_home, self.limits.swap_slots, self.bytes_per_page)
         try:
             page_s = file.probe()
         except OSError:
             page_s = BROKEN_DISK_S
-        return PageTransfers(model.page_bytes, file), FittedTransferCost(page_s)
+        return file, FittedTransferCost(page_s)
 
     def _prefixes(self) -> bytes:
         """What K and V depend on beside the tokens, and a secret, so that nobody can compute a page's key."""
@@ -104,37 +122,56 @@ class Blueprint:
     def bytes_per_page(self) -> int:
         return bytes_per_page(self.model.geometry, self.limits.page_tokens, self.kv_format)
 
-    def segments(self) -> list[SegmentInfo]:
-        """What the model takes of memory, by kind."""
-        limits, name = self.limits, self.model.id
-        sizes = footprint(
-            self.model.graph(variant_name(self.backend, self.config.weights)),
-            self.model.geometry,
-            tokens=limits.token_budget,
-            rows=limits.slots,
-            pages=limits.pages,
-            page_tokens=limits.page_tokens,
-            kv_format=self.kv_format,
-        )
-        kinds = (("weights", sizes.weights), ("workspace", sizes.workspace), ("pool", sizes.pool))
-        return [SegmentInfo(name, kind, size) for kind, size in kinds]
-
     @property
     def kv_format(self) -> KvFormat:
         return choose_kv_format(self.backend, self.config.kv_format)
 
 
-def draw(config: Config, model: InstalledModel, progress: Progress) -> Blueprint:
-    """Blocking: builds the graph and times the threads where that is still to do. Raises ConfigError, ModelError."""
+def draw(config: Config, model: InstalledModel, progress: Progress, budget: Budget, pinned: int = 0) -> Blueprint:
+    """Of the default model. Blocking: builds the graph and times the threads where that is still to do.
+
+    `pinned` bytes of the budget belong to other models. Raises ConfigError, ModelError.
+    """
+    plan = draw_other(config, model, progress, budget, pinned)
+    if plan.backend == "cuda":
+        return plan
+    return replace(plan, amdahl=measured_amdahl(model, plan.backend, processors.usable_cores(), progress))
+
+
+def draw_other(config: Config, model: InstalledModel, progress: Progress, budget: Budget, pinned: int = 0) -> Blueprint:
+    """As `draw`, without timing anything."""
     backend, why, device = _place(config)
-    limits = limits_of(config, model.geometry, backend)
-    importer.ensure_graph(model, backend, config.weights, progress)
-    if backend == "cuda":
-        cores, speed_up = 1, Amdahl(why="steps run on the GPU")
-    else:
-        cores = processors.usable_cores()
-        speed_up = measured_amdahl(model, backend, cores, progress)
-    return Blueprint(config, model, backend, why, device, config.threads or cores, limits, speed_up)
+    graph = importer.ensure_graph(model, backend, config.weights, progress)
+    cuda = backend == "cuda"
+    fixed = Footprint(0, 0, 0, 0) if cuda else _footprint(config, model, backend, graph)
+    room = None if cuda else budget.total - budget.process - pinned - fixed.total
+    limits = limits_of(config, model.geometry, backend, room)
+    page = bytes_per_page(model.geometry, limits.page_tokens, choose_kv_format(backend, config.kv_format))
+    size = ModelSize(fixed.weights, fixed.workspace, 0 if cuda else page, min(limits.columns, limits.pages))
+    threads = config.threads or (1 if cuda else processors.usable_cores())
+    unmeasured = Amdahl(why="steps run on the GPU" if cuda else "not measured")
+    return Blueprint(config, model, backend, why, device, threads, limits, unmeasured, size)
+
+
+def config_of(config: Config, model: InstalledModel) -> Config:
+    """As far as another model than the default one is concerned: sizes that were set for that one are its own."""
+    if model.id == config.model:
+        return config
+    context = min(config.context, model.geometry.context)
+    return replace(config, model=model.id, pages=0, context=context, page_tokens=model.record.page_tokens)
+
+
+def _footprint(config: Config, model: InstalledModel, backend: Backend, graph: Path) -> Footprint:
+    """Without pages. The formula is of native graphs; others are near it."""
+    return footprint(
+        graph,
+        model.geometry,
+        tokens=config.token_budget,
+        rows=config.slots,
+        pages=0,
+        page_tokens=1,
+        kv_format=choose_kv_format(backend, config.kv_format),
+    )
 
 
 def _place(config: Config) -> tuple[Backend, str, str]:
@@ -161,8 +198,11 @@ def measured_amdahl(model: InstalledModel, backend: Backend, cores: int, progres
     )
 
 
-def limits_of(config: Config, geometry: Geometry, backend: Backend) -> Limits:
-    """A pool of `pages` 0 has what all slots can fill, or half of the device's free memory, whichever is less."""
+def limits_of(config: Config, geometry: Geometry, backend: Backend, room: int | None = None) -> Limits:
+    """A pool of `pages` 0 has what all slots can fill, or `room` bytes, whichever is less.
+
+    Without `room` it has half of the device's free memory.
+    """
     kv_format = choose_kv_format(backend, config.kv_format)
     page_tokens = config.page_tokens or best_page_tokens(backend, geometry)
     if backend == "native" and page_tokens > LARGEST_PAGE:
@@ -174,10 +214,10 @@ def limits_of(config: Config, geometry: Geometry, backend: Backend) -> Limits:
         raise ConfigError(f"context {context} exceeds the model's {geometry.context} tokens", param="context")
     wanted = config.slots * -(-context // page_tokens)
     free = _free_on_gpu() if backend == "cuda" else memory.available()
-    fitting = pages_that_fit(geometry, page_tokens, int(free * memory.POOL_SHARE), kv_format)
-    most = pages_that_fit(geometry, page_tokens, free, kv_format)
+    room, most = (int(free * memory.POOL_SHARE), free) if room is None else (room, room)
+    fitting, most = (max(0, pages_that_fit(geometry, page_tokens, size, kv_format)) for size in (room, most))
     if config.pages > most:
-        raise ConfigError(f"pages is {config.pages}; free memory has room for {most}", param="pages")
+        raise ConfigError(f"pages is {config.pages}; memory has room for {most}", param="pages")
     page_bytes = bytes_per_page(geometry, page_tokens, kv_format)
     return Limits(
         slots=config.slots,
@@ -185,7 +225,7 @@ def limits_of(config: Config, geometry: Geometry, backend: Backend) -> Limits:
         queue_limit=config.queue_limit,
         context=context,
         page_tokens=page_tokens,
-        pages=config.pages or min(wanted, fitting),
+        pages=config.pages or max(1, min(wanted, fitting)),  # whether that fits is the segment table's to say
         swap_slots=0 if backend == "cuda" else _swap_bytes(config) // slot_bytes(page_bytes),
     )
 

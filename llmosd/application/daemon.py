@@ -18,7 +18,8 @@ from typing import Any
 
 from starlette.applications import Starlette
 
-from llmosd.application import blueprint, instance
+from llmosd.application import instance
+from llmosd.application.assembly import Assembly
 from llmosd.application.blueprint import Blueprint
 from llmosd.application.broker import ensure_broker
 from llmosd.application.bus import Bus
@@ -28,12 +29,11 @@ from llmosd.application.frames import FrameBuilder, Identity
 from llmosd.application.gauges import offer_metrics
 from llmosd.application.hibernation import Hibernation
 from llmosd.application.http.app import create_app
-from llmosd.application.http.generation import Backing, Model
+from llmosd.application.http.generation import Backing
 from llmosd.application.http.metrics import Metrics
 from llmosd.application.instance import Record
 from llmosd.application.lag import LoopLag
-from llmosd.application.memory import MemoryInfo
-from llmosd.application.prompts import Prompts
+from llmosd.application.models import Models
 from llmosd.application.server import HttpServer, is_exposed, listen, url
 from llmosd.application.service import Phase, Service
 from llmosd.application.signals import StopSignals
@@ -43,7 +43,6 @@ from llmosd.config import Config
 from llmosd.errors import LlmosError
 from llmosd.hardware.probes import HostProbe
 from llmosd.runtime.installed import InstalledModel, find
-from llmosd.runtime.tokenizer import Tokenizer
 from llmosd.wire import Status
 
 log = logging.getLogger(__name__)
@@ -98,36 +97,40 @@ class Daemon:
             if is_exposed(listener):
                 log.warning("%s is no loopback address: whoever reaches it may use and control the daemon", config.host)
             model = find(config.home, config.model)
+            pinned = [find(config.home, name) for name in config.pinned_models if name != model.id]
             broker = await ensure_broker(config)  # before what takes long: a broker outlives its daemon by 5 s only
             log.info("broker: %s", broker)
             self._record = replace(self._record, mqtt=broker.url, mqtt5=broker.url_v5)
             try:
-                await self._live_with(model, listener, signals)
+                await self._live_with(model, pinned, listener, signals)
             except BaseException:
                 if self._record.state == "starting":
                     broker.dismiss()
                 raise
 
-    async def _live_with(self, model: InstalledModel, listener: socket.socket, signals: StopSignals) -> None:
+    async def _live_with(
+        self, model: InstalledModel, pinned: list[InstalledModel], listener: socket.socket, signals: StopSignals
+    ) -> None:
         config = self._config
-        plan = await asyncio.to_thread(blueprint.draw, config, model, _log_progress)
+        assembly = await asyncio.to_thread(Assembly.draw, config, model, pinned, _log_progress)
+        plan = assembly.first
         self._record = replace(self._record, backend=plan.backend, device=plan.device)
         store = await Store.open(config.database)
         try:
-            await self._build(plan, store)
+            await self._build(assembly, store)
             await self._serve(listener, signals)
         finally:
             await store.close()
 
-    async def _build(self, plan: Blueprint, store: Store) -> None:
+    async def _build(self, assembly: Assembly, store: Store) -> None:
         """All parts but the tasks that run them. Returns when the engine is ready."""
-        config, record = self._config, self._record
+        config, record, plan = self._config, self._record, assembly.first
         loop = asyncio.get_running_loop()
 
         def deliver(batch: Batch) -> None:
             loop.call_soon_threadsafe(self._service.dispatch, batch)
 
-        self._engine = ThreadEngine(plan, deliver)
+        self._engine = ThreadEngine(assembly, deliver)
         self._service = Service(self._engine, on_accept=store.record_accepted)
         self._metrics = Metrics(config.model)
         self._events = EventLog(config.node)
@@ -138,24 +141,19 @@ class Daemon:
             self._service, FrameBuilder(self._identity(plan)), self._bus, store, self._events, self._lag, HostProbe()
         )
         self._service.subscribe(self._metrics.observe)
-        tokenizer = plan.model.load_tokenizer()
-        self._hibernation = Hibernation(
-            config.hibernated, self._service, plan.numerics, tokenizer, self._events, store.record_restored
-        )
-        self._server = HttpServer(self._app(plan, tokenizer))
+        models = Models(self._service, *assembly.served, open=assembly.open, installed=assembly.installed)
+        self._hibernation = Hibernation(config.hibernated, self._service, models, self._events, store.record_restored)
+        self._server = HttpServer(self._app(models))
         offer_metrics(self._metrics, self._lag, self._bus, store, self._service)
         await asyncio.to_thread(self._engine.start)
         log.info("%s on %s, %s: %s; %s", config.model, plan.device, plan.backend, plan.why, plan.limits)
 
-    def _app(self, plan: Blueprint, tokenizer: Tokenizer) -> Starlette:
-        model = Model(self._config.model, plan.limits.context, int(plan.model.record.imported_at))
-        prompts = Prompts(tokenizer, plan.model.load_chat_template())
+    def _app(self, models: Models) -> Starlette:
         return create_app(
-            Backing(self._service, self._hibernation, prompts, model, self._config.log_prompts),
+            Backing(self._service, self._hibernation, models, self._config.log_prompts),
             host=self._config.host,
             registry=self._metrics.registry,
             status=lambda: asdict(self._record),
-            memory=partial(MemoryInfo.of, segments=plan.segments(), page_bytes={plan.model.id: plan.bytes_per_page}),
             observe=self._metrics.count_http,
         )
 

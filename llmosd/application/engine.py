@@ -12,6 +12,7 @@ from typing import Protocol
 from llmosd.application.engine_ledger import Ledger
 from llmosd.application.engine_loop import STOPPED, Inbox, Loop, Stop, death
 from llmosd.application.engine_messages import (
+    AddModel,
     Batch,
     Cancel,
     Command,
@@ -31,6 +32,7 @@ from llmosd.system.kernels import Kernels
 from llmosd.types import Nanoseconds
 
 __all__ = [
+    "AddModel",
     "Batch",
     "Build",
     "Cancel",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from llmosd.application.engine_messages import (
+    AddModel,
     Answer,
     Batch,
     Cancel,
@@ -74,13 +75,13 @@ class Inbox:
             self._messages.append(message)
             self._condition.notify()
 
-    def take(self, wait: bool) -> list[Command | Stop]:
-        """All there is; with `wait` at least one."""
+    def take(self, wait: bool, at_most_s: float | None = None) -> list[Command | Stop]:
+        """All there is; with `wait` at least one, unless none came in so many seconds."""
         if not wait and not self._messages:  # as nearly always between steps
             return []
         with self._condition:
-            while wait and not self._messages:
-                self._condition.wait()
+            if wait:
+                self._condition.wait_for(lambda: self._messages, at_most_s)
             messages, self._messages = self._messages, []
             return messages
 
@@ -120,11 +121,11 @@ class Loop:
     def _turn(self) -> bool:
         """One drain of the commands and one step; False when it was the last."""
         was_idle = self._kernel.idle
-        if messages := self._inbox.take(wait=was_idle):
+        if messages := self._inbox.take(was_idle, self._due_in() if was_idle else None):
             self._serve(messages)
         if self._phase is Phase.STOPPING:
             return False
-        if not self._kernel.idle:
+        if not self._kernel.idle or self._due_in() == 0:
             self._step()
         if not self._kernel.idle:
             return True
@@ -133,6 +134,11 @@ class Loop:
         if not was_idle:
             self._kernel.check()
         return self._phase is not Phase.DRAINING
+
+    def _due_in(self) -> float | None:
+        """Seconds until a model without work is to be unloaded."""
+        at = self._kernel.residency.wake_at()
+        return None if at is None else max(0, at - self._clock()) / 1e9
 
     # ---- commands
 
@@ -182,6 +188,9 @@ class Loop:
                 return self._hibernate(ids, now, events)
             case ReadPages(id=id):
                 return self._read_pages(kernel.view(id))
+            case AddModel(entry=entry):
+                kernel.add(entry)
+                return None
             case Inspect():
                 return kernel.stats(requests=True)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from llmosd.errors import LlmosError
 from llmosd.record import record
+from llmosd.system.residency import ModelEntry
 from llmosd.system.snapshot import KeptPages, Snapshot
 from llmosd.types import Event, KernelStats, Nanoseconds, RequestId, RequestSpec, RequestView, StepStats
 
@@ -88,13 +89,21 @@ class Restore:
 
 
 @dataclass(frozen=True, slots=True)
+class AddModel:
+    """Makes a model known, which is loaded when it is asked for; answered with None."""
+
+    ticket: int
+    entry: ModelEntry
+
+
+@dataclass(frozen=True, slots=True)
 class Inspect:
     """Answered with KernelStats, the live requests included."""
 
     ticket: int
 
 
-Command = Submit | Cancel | Renice | Suspend | Resume | Hibernate | ReadPages | Restore | Inspect
+Command = Submit | Cancel | Renice | Suspend | Resume | Hibernate | ReadPages | Restore | AddModel | Inspect
 Answer = RequestView | KernelStats | tuple[Snapshot, ...] | PageContents | None
 
 

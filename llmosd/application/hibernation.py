@@ -18,6 +18,7 @@ from llmosd.application.engine import Batch, PageContents
 from llmosd.application.eventlog import EventLog
 from llmosd.application.image import Answer, Image, ImageError, Numerics, Pages
 from llmosd.application.image_directory import Contents, ImageDirectory
+from llmosd.application.models import Models, ServedModel
 from llmosd.application.service import Service
 from llmosd.errors import LlmosError, NotFound
 from llmosd.runtime.continuation import text_of
@@ -39,8 +40,7 @@ class Hibernation:
         self,
         directory: Path,
         service: Service,
-        numerics: Numerics,
-        tokenizer: Tokenizer,
+        models: Models,
         events: EventLog,
         on_restore: OnRestore,
     ) -> None:
@@ -48,8 +48,7 @@ class Hibernation:
         self._directory = ImageDirectory(directory)
         self._service = service
         self._roster = service.roster
-        self._numerics = numerics
-        self._tokenizer = tokenizer
+        self._models = models
         self._note = events.note
         self._on_restore = on_restore
         self._images: set[RequestId] = set()  # written, or about to be
@@ -75,7 +74,10 @@ class Hibernation:
             async with self._files:
                 pages = [await self._keep_pages(snapshot.id) for snapshot in taken]
                 parts = zip(taken, pages, strict=True)
-                images = [Image(snapshot, self._numerics, at, stands, kept) for snapshot, kept in parts]
+                images = [
+                    Image(snapshot, (await self._models.get(snapshot.spec.model)).numerics, at, stands, kept)
+                    for snapshot, kept in parts
+                ]
                 await asyncio.to_thread(self._directory.write, images)
         except OSError as error:
             await self._take_back(taken, new, stood)
@@ -140,9 +142,10 @@ class Hibernation:
     async def _take_up(self, image: Image) -> None:
         """Raises ImageError where it can never be served, another LlmosError where it cannot be now."""
         snapshot = image.snapshot
-        self._check(image)
-        texts = await asyncio.to_thread(self._texts, snapshot)
-        contents = await asyncio.to_thread(self._contents, image)
+        model = await self._models.get(image.numerics.model)
+        self._check(image, model)
+        texts = await asyncio.to_thread(_texts, snapshot, model.prompts.tokenizer)
+        contents = await asyncio.to_thread(self._contents, image, model.numerics)
         arrived = self._service.clock() - _ns_since(image.at) - snapshot.age
         view = await self._service.restore(snapshot, arrived, texts, contents)
         self._images.add(image.id)
@@ -154,13 +157,11 @@ class Hibernation:
             await self._service.resume(image.id)
         self._note("info", "request.restored", f"restored: {_progress(snapshot)}", image.id)
 
-    def _check(self, image: Image) -> None:
-        asked, served = image.numerics, self._numerics
-        if asked.model != served.model:
-            raise LlmosError(f"its model {asked.model} is not served now")
+    def _check(self, image: Image, model: ServedModel) -> None:
+        asked, served = image.numerics, model.numerics
         if (asked.files, asked.geometry) != (served.files, served.geometry):
             raise ImageError(f"the model {asked.model} has other files than when it began")
-        known = range(self._tokenizer.vocab_size)
+        known = range(model.prompts.tokenizer.vocab_size)
         branches = (branch.tokens for branch in image.snapshot.branches)
         if not all(token in known for tokens in (image.snapshot.spec.prompt, *branches) for token in tokens):
             raise ImageError("it has tokens that its model does not know")
@@ -169,12 +170,9 @@ class Hibernation:
             text = f"it began with {began}: its text may be another"
             self._note("warning", "request.numerics", text, image.id)
 
-    def _texts(self, snapshot: Snapshot) -> list[str]:
-        return [text_of(branch.tokens, snapshot.spec.sampling, self._tokenizer) for branch in snapshot.branches]
-
-    def _contents(self, image: Image) -> PageContents | None:
+    def _contents(self, image: Image, served: Numerics) -> PageContents | None:
         """K and V, if they are what this daemon would compute."""
-        if image.pages is None or image.numerics != self._numerics:
+        if image.pages is None or image.numerics != served:
             return None
         data, size = self._directory.read_pages(image), image.pages.bytes_per_page
         whole = data is not None and len(data) == image.pages.kept.pages * size
@@ -252,6 +250,10 @@ class Hibernation:
         task = asyncio.create_task(work, name="hibernation")
         self._work.add(task)
         task.add_done_callback(self._work.discard)
+
+
+def _texts(snapshot: Snapshot, tokenizer: Tokenizer) -> list[str]:
+    return [text_of(branch.tokens, snapshot.spec.sampling, tokenizer) for branch in snapshot.branches]
 
 
 def _progress(snapshot: Snapshot) -> str:

@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmosd.types import KernelStats, PoolView, UserUsage
+from llmosd.types import KernelStats, ModelStats, PoolView, UserUsage
 
 TOP_USERS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentInfo:
-    """A part of memory in bytes; `kind` is weights, workspace or pool. A pool's memory comes as pages are written."""
+    """A part of the memory budget, which is an address space of its own; `kind` is process, weights, workspace or pool.
+
+    `owner` is a model, empty for the daemon itself. A pool's memory comes as pages are written.
+    """
 
     owner: str
     kind: str
+    offset: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResidenceInfo:
+    """A model that has been asked for: whether it is in memory, between which bounds its pool is, how often it came."""
+
+    model: str
+    resident: bool
+    pinned: bool
+    pages_least: int
+    pages_most: int
+    loads: int
+    unloads: int
+    load_s: float  # all together
+    unload_s: float
+
+    @classmethod
+    def of(cls, model: ModelStats) -> ResidenceInfo:
+        return cls(
+            model.name,
+            model.resident,
+            model.pinned,
+            model.pages_least,
+            model.pages_most,
+            model.loads,
+            model.unloads,
+            model.load_ns / 1e9,
+            model.unload_ns / 1e9,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +164,12 @@ class UserInfo:
 
 @dataclass(frozen=True, slots=True)
 class MemoryInfo:
-    """`users`: those that hold most, at most 20."""
+    """`users`: those that hold most, at most 20. `fragmentation`: the share of `free` outside its largest hole."""
 
+    budget: int
+    free: int
+    fragmentation: float
+    models: Sequence[ResidenceInfo]
     segments: Sequence[SegmentInfo]
     pools: Sequence[PoolInfo]
     running: int
@@ -143,10 +180,15 @@ class MemoryInfo:
     users: Sequence[UserInfo]
 
     @classmethod
-    def of(cls, stats: KernelStats, segments: Sequence[SegmentInfo], page_bytes: Mapping[str, int]) -> MemoryInfo:
-        """From stats that were asked for with all requests; bytes of a page by model."""
+    def of(cls, stats: KernelStats) -> MemoryInfo:
+        """From stats that were asked for with all requests."""
+        page_bytes = {model.name: model.page_bytes for model in stats.models}
         return cls(
-            segments,
+            stats.budget,
+            stats.budget_free,
+            stats.fragmentation,
+            [ResidenceInfo.of(model) for model in stats.models],
+            [SegmentInfo(one.owner, one.kind, one.offset, one.size) for one in stats.segments],
             [PoolInfo.of(pool, page_bytes[pool.model]) for pool in stats.pools],
             stats.running,
             stats.waiting,

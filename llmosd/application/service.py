@@ -17,6 +17,7 @@ from enum import StrEnum
 from typing import Any
 
 from llmosd.application.engine import (
+    AddModel,
     Batch,
     Cancel,
     Command,
@@ -35,6 +36,7 @@ from llmosd.application.roster import HISTORY, Roster
 from llmosd.application.stream import RequestStream
 from llmosd.application.transcript import Transcript
 from llmosd.errors import InvalidRequest, LlmosError, NotFound, QueueFull, Unavailable
+from llmosd.system.residency import ModelEntry
 from llmosd.system.snapshot import Snapshot
 from llmosd.types import (
     KernelStats,
@@ -172,6 +174,10 @@ class Service:
         stream.finish(None)  # its client is gone
         view: RequestView = await self._ask(command)
         return view
+
+    async def add_model(self, entry: ModelEntry) -> None:
+        """Make a model known to the engine. Raises DoesNotFit."""
+        await self._ask(AddModel(next(self._tickets), entry))
 
     async def inspect(self) -> KernelStats:
         """Everything about the kernel, as it is now."""

@@ -7,6 +7,8 @@ from pathlib import Path
 import psutil
 
 CGROUP = Path("/sys/fs/cgroup")
+BUDGET_SHARE = 0.75  # of what is free, for models and their pools together
+DAEMON_GROWTH = 32 << 20  # bytes that the daemon itself still takes after its start: tokenizers, streams, history
 POOL_SHARE = 0.5  # of what is free: the other half stays for activations, logits and everybody else
 
 
@@ -15,6 +17,11 @@ def available(cgroup: Path = CGROUP) -> int:
     free = int(psutil.virtual_memory().available)
     allowed = _cgroup_headroom(cgroup)
     return free if allowed is None else min(free, allowed)
+
+
+def resident() -> int:
+    """Bytes of memory that this process has now."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def for_pool() -> int:

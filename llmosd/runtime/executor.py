@@ -69,6 +69,19 @@ class OnnxExecutor:
         finished = self._transfers.finished(at_least_one=not plan.sequences) if self._transfers else ()
         return StepResult(plan.step, results, run_ns, time.perf_counter_ns() - began, finished)
 
+    # ---- memory
+
+    def resize(self, pages: int) -> None:
+        self._model.resize(pages)
+
+    def unload(self) -> None:
+        """Give the model's memory back; what is known of sequences stays."""
+        self._model.unload()
+
+    def reload(self, pages: int) -> None:
+        """Raises ModelError."""
+        self._model.reload(pages)
+
     # ---- as a PageStore
 
     def bytes_per_page(self, model: str) -> int:

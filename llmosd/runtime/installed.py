@@ -27,6 +27,7 @@ class Record(msgspec.Struct, frozen=True):
     chat_template: str
     files: dict[str, str]
     imported_at: float
+    page_tokens: int = 0  # tokens of a page that it is to be served with; 0 is what suits the device
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from operator import is_not
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,8 @@ class PagedModel:
         self.weights: WeightFormat = weights
         self.kv_format: KvFormat = kv_format
         self.pages, self.page_tokens, self.threads = pages, page_tokens, threads
-        session = open_session(graph, backend, kv_format, threads, spin)
         self.draws = backend == "native"  # a run can draw tokens too
-        self._session = BoundSession(session, geometry.vocab, copies=backend == "cuda", draws=self.draws)
+        self._open_session = partial(open_session, graph, backend, kv_format, threads, spin)
         self._pool: Pool
         self._rows: HostRows | None = None
         if backend == "cuda":
@@ -69,10 +69,15 @@ class PagedModel:
         else:
             self._pool = host = HostPool(geometry, pages=pages, page_tokens=page_tokens, kv_format=kv_format)
             self._rows = HostRows(geometry, host) if backend == "gather" else None
-        self.keys, self.values = self._pool.keys, self._pool.values  # by layer; in place, as the graph sees them
+        self._session = self._open()
+
+    def _open(self) -> BoundSession:
+        copies = self.backend == "cuda"
+        session = BoundSession(self._open_session(), self.geometry.vocab, copies=copies, draws=self.draws)
         for name, array in self._pool.inputs():
-            self._session.bind(name, array)
+            session.bind(name, array)
         self._inputs: tuple[NDArray[Any] | None, ...] = (None,) * len(INPUTS)  # of a step, as they are bound
+        return session
 
     @classmethod
     def load(
@@ -102,6 +107,15 @@ class PagedModel:
             spin=spin,
             kv_format=kv_format,
         )
+
+    @property
+    def keys(self) -> list[Any]:
+        """By layer; in place, as the graph sees them."""
+        return self._pool.keys
+
+    @property
+    def values(self) -> list[Any]:
+        return self._pool.values
 
     @property
     def page_bytes(self) -> PageBytes | None:
@@ -167,6 +181,24 @@ class PagedModel:
     def copy_page(self, source: int, target: int) -> None:
         """K and V of all layers of one page to another."""
         self._pool.copy_page(source, target)
+
+    def resize(self, pages: int) -> None:
+        """Only the first so many pages are used from now on; the memory of the others is given back if it can be."""
+        self._pool.resize(pages)
+
+    def unload(self) -> None:
+        """Give back all memory: weights, workspace, what is in the pages. Nothing runs until `reload`."""
+        self._session.close()
+        self._pool.resize(0)
+        if isinstance(self._pool, DevicePool):
+            self._pool.clear()
+
+    def reload(self, pages: int) -> None:
+        """Be as new, with a pool of so many pages at the addresses it had. Raises ModelError."""
+        if isinstance(self._pool, DevicePool):
+            self._pool = DevicePool(self.geometry, pages=self.pages, page_tokens=self.page_tokens, device="cuda")
+        self._pool.resize(pages)
+        self._session = self._open()
 
     def close(self) -> None:
         """Give back the session and the pool; the model cannot run afterwards."""

@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from llmosd.errors import InvalidRequest, NotFound
 from llmosd.system.accounts import by_user
 from llmosd.system.kernel import Kernel
-from llmosd.system.residency import ModelSize, Residency
+from llmosd.system.residency import ModelEntry, Residency
 from llmosd.system.snapshot import KeptPages, Snapshot
 from llmosd.system.turns import Turns
 from llmosd.types import (
@@ -41,7 +41,7 @@ class Kernels:
         for member in self.residency.members.values():
             self._kernels[member.name] = member.kernel
         for kernel in kernels:
-            self.add(kernel, ModelSize())
+            self.add(ModelEntry(kernel))
             self.residency.start(kernel.model)
         self._turns = Turns()
         self._events: list[Event] = []  # of planning, to go out with the commit
@@ -54,13 +54,11 @@ class Kernels:
         except KeyError:
             raise NotFound(f"no model {model!r} is served here", param="model") from None
 
-    def add(
-        self, kernel: Kernel, size: ModelSize, *, pinned: bool = False, keep_alive: Nanoseconds | None = None
-    ) -> None:
+    def add(self, entry: ModelEntry) -> None:
         """Make a model known; it is loaded when it is asked for. Raises DoesNotFit where it could not be."""
-        if kernel.model not in self._kernels:
-            self.residency.add(kernel, size, pinned=pinned, keep_alive=keep_alive)
-            self._kernels[kernel.model] = kernel
+        if entry.kernel.model not in self._kernels:
+            self.residency.add(entry)
+            self._kernels[entry.kernel.model] = entry.kernel
 
     # ---- commands
 
@@ -163,7 +161,14 @@ class Kernels:
         if not requests:
             return stats
         table = self.residency.table
-        return replace(stats, budget=table.budget, models=self.residency.stats(), segments=table.segments)
+        return replace(
+            stats,
+            budget=table.budget,
+            budget_free=table.free,
+            fragmentation=table.fragmentation,
+            models=self.residency.stats(),
+            segments=table.segments,
+        )
 
     def check(self) -> None:
         """Raise AssertionError unless every invariant holds; between steps only."""

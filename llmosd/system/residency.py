@@ -40,6 +40,16 @@ class ModelSize:
         return self.weights + self.workspace + pages * self.page
 
 
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """A model to be known: pinned ones are never unloaded, others after `keep_alive` without work (None: never)."""
+
+    kernel: Kernel
+    size: ModelSize = ModelSize()
+    pinned: bool = False
+    keep_alive: Nanoseconds | None = None
+
+
 @dataclass(slots=True, eq=False)
 class Member:
     """A model, loaded or not. Times are None where there is nothing to time."""
@@ -124,16 +134,14 @@ class Residency:
 
     # ---- members
 
-    def add(
-        self, kernel: Kernel, size: ModelSize, *, pinned: bool = False, keep_alive: Nanoseconds | None = None
-    ) -> None:
+    def add(self, entry: ModelEntry) -> None:
         """Make a model known, not loaded. Raises DoesNotFit where it could not be, with the sizes."""
-        member = Member(kernel, size, pinned, keep_alive)
+        member = Member(entry.kernel, entry.size, entry.pinned, entry.keep_alive)
         members = [*self.members.values(), member]
-        for one in members if pinned else [member]:
+        for one in members if entry.pinned else [member]:
             self._check_fits(one, members)
-        kernel.resize(0)
-        self.members[kernel.model] = member
+        member.kernel.resize(0)
+        self.members[member.name] = member
 
     def _check_fits(self, member: Member, members: list[Member]) -> None:
         """With its largest pool, beside the pinned ones with their smallest."""

@@ -8,7 +8,6 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,10 +19,10 @@ from llmosd.application.engine import Batch, ThreadEngine
 from llmosd.application.eventlog import EventLog
 from llmosd.application.hibernation import Hibernation
 from llmosd.application.http.app import create_app
-from llmosd.application.http.generation import Backing, Model
+from llmosd.application.http.generation import Backing
 from llmosd.application.http.metrics import Metrics
 from llmosd.application.image import Numerics
-from llmosd.application.memory import MemoryInfo, SegmentInfo
+from llmosd.application.models import ModelCard, Models, ServedModel
 from llmosd.application.prompts import Prompts
 from llmosd.application.server import HttpServer, listen
 from llmosd.application.service import Phase, Service
@@ -37,6 +36,7 @@ from llmosd.system.executor import nothing
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.kernels import Kernels
 from llmosd.system.policy import Priority
+from llmosd.system.residency import ModelEntry, ModelSize, Residency
 from llmosd.system.speculation import Speculation
 from llmosd.types import (
     UNLIMITED,
@@ -202,23 +202,27 @@ async def _open_house(
         loop.call_soon_threadsafe(service.dispatch, batch)
 
     def build() -> tuple[Kernels, LettersExecutor]:
-        return Kernels(Kernel(limits, Priority(), speculation, prefix_secret, model=MODEL, quotas=quotas)), executor
+        kernel = Kernel(limits, Priority(), speculation, prefix_secret, model=numerics.model, quotas=quotas)
+        residency = Residency(budget=100_000, process=500)
+        residency.add(ModelEntry(kernel, ModelSize(weights=1000, workspace=200, page=64, least=1)))
+        residency.start(numerics.model)
+        return Kernels(residency=residency), executor
 
     engine = ThreadEngine(build, deliver, lambda: clock.now)
     service = Service(engine, on_accept=record, clock=lambda: clock.now)
     metrics, batches = Metrics(MODEL), list[Batch]()
     events, notes = EventLog("node"), list[EventMessage]()
     events.attach(notes.append)
-    hibernation = Hibernation(hibernated, service, numerics, byte_tokenizer(), events, record_restored)
+    prompts = Prompts(byte_tokenizer(), ChatTemplate(CHATML))
+    models = Models(service, ServedModel(ModelCard(numerics.model, 512, 1), prompts, numerics))
+    hibernation = Hibernation(hibernated, service, models, events, record_restored)
     service.subscribe(metrics.observe)
     service.subscribe(batches.append)
-    prompts = Prompts(byte_tokenizer(), ChatTemplate(CHATML))
-    backing = Backing(service, hibernation, prompts, Model(MODEL, 512, 1), log_prompts)
+    backing = Backing(service, hibernation, models, log_prompts)
     app = create_app(
         backing,
         host="127.0.0.1",
         registry=metrics.registry,
-        memory=partial(MemoryInfo.of, segments=[SegmentInfo(MODEL, "weights", 1000)], page_bytes={MODEL: 64}),
         status=lambda: {"state": str(service.phase), "model": MODEL},
         observe=metrics.count_http,
     )

@@ -368,7 +368,7 @@ async def test_unreadable_images_are_put_aside_and_stop_nobody(tmp_path: Path) -
     ("served", "name", "words"),
     [
         (replace(NUMERICS, files={"source.gguf": "1" * 64}), "r.image.bad", "has other files"),
-        (replace(NUMERICS, model="numbers"), "r.image", "its model letters is not served now"),
+        (replace(NUMERICS, model="numbers"), "r.image", "the model 'letters' is not installed here"),
     ],
 )
 async def test_an_image_of_another_model(tmp_path: Path, served: Any, name: str, words: str) -> None:
@@ -377,7 +377,9 @@ async def test_an_image_of_another_model(tmp_path: Path, served: Any, name: str,
     async with open_house(home=home, numerics=served) as house:
         assert house.restored == []
         assert [words in note.text for note in house.notes] == [True]
-        assert (await house.http.post(COMPLETIONS, json=body(max_tokens=3))).json()["choices"][0]["text"] == "abc"
+        assert (await house.http.post(COMPLETIONS, json=body(max_tokens=3) | {"model": served.model})).json()[
+            "choices"
+        ][0]["text"] == "abc"
     assert [path.name for path in (home / "hibernated").iterdir()] == [name]
 
 

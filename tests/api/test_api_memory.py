@@ -47,9 +47,13 @@ async def test_memory_adds_up() -> None:
     async with open_house(prefixes=True) as house:
         tasks = await running(house, "alice", "bob", "bob")
         found = (await house.http.get("/v1/memory")).json()
-        [pool], [segment] = found["pools"], found["segments"]
+        [pool], segments = found["pools"], {segment["kind"]: segment for segment in found["segments"]}
         pages, waste = pool["pages"], pool["waste"]
-        assert segment == {"owner": MODEL, "kind": "weights", "bytes": 1000}
+        assert segments["weights"] == {"owner": MODEL, "kind": "weights", "offset": 500, "bytes": 1000}
+        assert (segments["process"]["bytes"], segments["pool"]["bytes"]) == (500, LIMITS.pages * PAGE_BYTES)
+        assert found["free"] + sum(segment["bytes"] for segment in found["segments"]) == found["budget"]
+        [model] = found["models"]
+        assert (model["model"], model["resident"], model["pages_most"]) == (MODEL, True, LIMITS.pages)
         assert pages["used"] + pages["leaving"] + pages["cached"] + pages["free"] == pages["total"] == LIMITS.pages
         assert len(pool["map"]) * pool["pages_per_letter"] >= LIMITS.pages
         wasted = waste["internal"] + waste["duplicate"] + waste["reserved"]

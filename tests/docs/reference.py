@@ -85,8 +85,8 @@ def keys() -> Rows:
 ENDPOINTS = {
     "/v1/chat/completions": "answer a conversation; `stream` sends it as it comes",
     "/v1/completions": "continue a text, token ids, or a list of either",
-    "/v1/models": "the model that is served",
-    "/v1/models/{id}": "the same by its id",
+    "/v1/models": "all models that are installed, and which are in memory",
+    "/v1/models/{id}": "one of them",
     "/v1/requests": "live requests and the last 1,000 ended; filters `user` and `state`",
     "/v1/requests/{id}": 'show (with its text where that is open), cancel, or renice with `{"priority": n}`',
     "/v1/requests/{id}/suspend": "let it stand still; its stream stays open",
@@ -102,13 +102,12 @@ ENDPOINTS = {
 
 
 def endpoints() -> Rows:
-    backing: Any = SimpleNamespace(service=None, hibernation=None, prompts=None, model=None)
+    backing: Any = SimpleNamespace(service=None, hibernation=None, models=None)
     app = create_app(
         backing,
         host="",
         registry=Metrics("").registry,
         status=dict,
-        memory=lambda stats: stats,
         observe=lambda *_: None,
     )
     rows: Rows = [("endpoint", "methods", "what it does")]

@@ -32,7 +32,7 @@ class Unattended(Inbox):
         super().__init__()
         self._at_rest = at_rest
 
-    def take(self, wait: bool) -> list[Message]:
+    def take(self, wait: bool, at_most_s: float | None = None) -> list[Message]:
         if messages := super().take(wait=False):
             return messages
         if not wait:

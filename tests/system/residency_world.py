@@ -8,7 +8,7 @@ from llmosd.errors import StepError
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.kernels import Kernels
 from llmosd.system.policy import POLICIES
-from llmosd.system.residency import ModelSize, Residency
+from llmosd.system.residency import ModelEntry, ModelSize, Residency
 from llmosd.types import (
     Event,
     EvictionMode,
@@ -54,7 +54,7 @@ class ManyModels:
             which = ord(name) - ord("a")
             secret = b"a secret" if prefixes else None
             kernel = Kernel(limits[which], POLICIES[policy](), prefixes=secret, model=name, eviction=eviction)
-            residency.add(kernel, sizes[which], pinned=name in pinned, keep_alive=keep_alive)
+            residency.add(ModelEntry(kernel, sizes[which], name in pinned, keep_alive))
             self.executors[name] = SymbolicExecutor(kernel)
             self.executors[name].disk(**(disk or {}))
             self.executors[name].shrink(0)

@@ -10,9 +10,10 @@ from rich.filesize import decimal
 
 from llmosd.application.cli import options, output
 from llmosd.application.client import Client
-from llmosd.application.memory import MemoryInfo, PoolInfo, UserInfo
+from llmosd.application.memory import MemoryInfo, PoolInfo, ResidenceInfo, UserInfo
 
 MAP_COLUMNS = 64
+MODEL_COLUMNS = ("model", "state", "pages", "loads", "unloads")
 USER_COLUMNS = ("user", "requests", "running", "pages", "page_s", "generated", "reused")
 
 
@@ -34,7 +35,11 @@ def _mem(args: argparse.Namespace) -> int:
 
 
 def _print(found: MemoryInfo) -> None:
-    output.table(("segment", "of", "size"), [(s.kind, s.owner, decimal(s.bytes)) for s in found.segments])
+    print(f"{decimal(found.free)} of {decimal(found.budget)} free, {_percent(found.fragmentation)} of it in pieces\n")
+    rows = [(s.kind, s.owner or "llmosd", decimal(s.bytes), f"{s.offset:#x}") for s in found.segments]
+    output.table(("segment", "of", "size", "at"), rows)
+    print()
+    output.table(MODEL_COLUMNS, [_model(model) for model in found.models])
     for pool in found.pools:
         print(f"\npool of {pool.model}: {pool.pages.total} pages of {pool.page_tokens} tokens, {_size(pool)}")
         output.facts(_facts(pool))
@@ -44,6 +49,14 @@ def _print(found: MemoryInfo) -> None:
     if found.users:
         print()
         output.table(USER_COLUMNS, [_user(user) for user in found.users])
+
+
+def _model(model: ResidenceInfo) -> tuple[Any, ...]:
+    state = "loaded" if model.resident else "not loaded"
+    bounds = f"{model.pages_least} to {model.pages_most}"
+    loads = f"{model.loads} in {model.load_s:.2f} s"
+    unloads = f"{model.unloads} in {model.unload_s:.2f} s"
+    return model.model, f"{state}, pinned" if model.pinned else state, bounds, loads, unloads
 
 
 def _user(user: UserInfo) -> tuple[Any, ...]:

@@ -25,18 +25,15 @@ from llmosd.application.http.requests import RequestsEndpoint
 from llmosd.application.memory import MemoryInfo
 from llmosd.application.service import Phase, Service
 from llmosd.errors import LlmosError, Unavailable
-from llmosd.types import KernelStats
 
 Status = Callable[[], Mapping[str, Any]]
-Memory = Callable[[KernelStats], MemoryInfo]
 
 
 def create_app(
-    backing: Backing, *, host: str, registry: CollectorRegistry, status: Status, memory: Memory, observe: Observe
+    backing: Backing, *, host: str, registry: CollectorRegistry, status: Status, observe: Observe
 ) -> Starlette:
-    """`host` is the address the server is bound to, `status` gives what `llmosd status --json` shows, `memory` makes
-    what `llmosd mem --json` shows of the kernel's stats, `observe` counts HTTP requests. The application has no life
-    of its own: service and server are started and stopped outside.
+    """`host` is the address the server is bound to, `status` gives what `llmosd status --json` shows, `observe`
+    counts HTTP requests. The application has no life of its own: service and server are started and stopped outside.
     """
     service, models, requests = backing.service, ModelsEndpoint(backing), RequestsEndpoint(backing)
     routes = [
@@ -51,7 +48,7 @@ def create_app(
         Route("/v1/requests/{id}/hibernate", requests.hibernate, methods=["POST"]),
         Route("/v1/requests/{id}/stream", requests.stream, methods=["GET"]),
         Route("/v1/hibernate", requests.hibernate_all, methods=["POST"]),
-        Route("/v1/memory", _memory(memory, service), methods=["GET"]),
+        Route("/v1/memory", _memory(service), methods=["GET"]),
         Route("/v1/status", _status(status), methods=["GET"]),
         Route("/health", _health(service), methods=["GET"]),
         Route("/metrics", _metrics(registry), methods=["GET"]),
@@ -73,9 +70,9 @@ def _status(status: Status) -> Endpoint:
     return get
 
 
-def _memory(memory: Memory, service: Service) -> Endpoint:
+def _memory(service: Service) -> Endpoint:
     async def get(_request: Request) -> Response:
-        return ok(memory(await service.inspect()))
+        return ok(MemoryInfo.of(await service.inspect()))
 
     return get
 

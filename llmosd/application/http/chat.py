@@ -18,12 +18,12 @@ from llmosd.application.http.generation import (
     Usage,
     UsageField,
     begin,
-    check_model,
     streamed,
 )
 from llmosd.application.http.reply import ok
 from llmosd.application.http.schema import StreamOptions, chat_body
 from llmosd.application.http.sse import TextEvents, sse
+from llmosd.application.models import ServedModel
 from llmosd.runtime.tokenizer import Tokenizer
 from llmosd.types import FinishReason, Output, TokenLogprob
 
@@ -94,11 +94,11 @@ class ChatEndpoint:
 
     async def post(self, request: Request) -> Response:
         body = chat_body(await read_body(request))
-        check_model(self._backing, body.model)
+        model = await self._backing.models.get(body.model)
         options, sampling, conversation = body.streaming(), body.sampling(), body.conversation()
-        prompt = await self._backing.prompts.chat(conversation)
-        generation = await begin(request, self._backing, body, sampling, [prompt], conversation[-1]["content"])
-        answer = Answer(f"chatcmpl-{request_id(request)}", self._backing, sampling.logprobs is not None)
+        prompt = await model.prompts.chat(conversation)
+        generation = await begin(request, self._backing, model, body, sampling, [prompt], conversation[-1]["content"])
+        answer = Answer(f"chatcmpl-{request_id(request)}", model, sampling.logprobs is not None)
         if options is not None:
             chunks = Chunks(answer, generation, options)
             return streamed(generation, options, chunks.events, chunks.usage)
@@ -109,12 +109,12 @@ class ChatEndpoint:
 class Answer:
     """What a whole answer and a streamed one have in common."""
 
-    def __init__(self, id: str, backing: Backing, logprobs: bool) -> None:
+    def __init__(self, id: str, model: ServedModel, logprobs: bool) -> None:
         self.id = id
         self.created = int(time.time())
-        self.model = backing.model.id
+        self.model = model.id
         self._logprobs = logprobs
-        self._tokenizer = backing.prompts.tokenizer
+        self._tokenizer = model.prompts.tokenizer
 
     def choices(self, choices: list[Choice]) -> list[ChatChoice]:
         return [ChatChoice(c.index, Message(c.text), self.logprobs(c.logprobs), c.finish) for c in choices]

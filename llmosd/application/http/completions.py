@@ -13,10 +13,12 @@ from starlette.responses import Response
 
 from llmosd.application.http.decode import read_body
 from llmosd.application.http.edge import request_id
-from llmosd.application.http.generation import Backing, Choice, Generation, UsageField, begin, check_model, streamed
+from llmosd.application.http.generation import Backing, Choice, Generation, UsageField, begin, streamed
 from llmosd.application.http.reply import ok
 from llmosd.application.http.schema import StreamOptions, completion_body
 from llmosd.application.http.sse import TextEvents, sse
+from llmosd.application.models import ServedModel
+from llmosd.application.prompts import Prompts
 from llmosd.errors import InvalidRequest
 from llmosd.types import FinishReason, Output, TokenLogprob
 
@@ -54,34 +56,35 @@ class CompletionsEndpoint:
 
     async def post(self, request: Request) -> Response:
         body = completion_body(await read_body(request))
-        check_model(self._backing, body.model)
+        model = await self._backing.models.get(body.model)
         options, sampling, prompts = body.streaming(), body.sampling(), body.prompts()
-        ids = await asyncio.gather(*map(self._tokens, prompts))
+        ids = await asyncio.gather(*(_tokens(model.prompts, prompt) for prompt in prompts))
         text = prompts[0] if isinstance(prompts[0], str) else ""
-        generation = await begin(request, self._backing, body, sampling, ids, text)
-        answer = Answer(f"cmpl-{request_id(request)}", self._backing, generation, options)
+        generation = await begin(request, self._backing, model, body, sampling, ids, text)
+        answer = Answer(f"cmpl-{request_id(request)}", model, generation, options)
         if options is not None:
             return streamed(generation, options, answer.events, answer.usage)
         choices = await generation.choices(request)
         return ok(answer.whole(choices, sampling.logprobs is not None))
 
-    async def _tokens(self, prompt: str | list[int]) -> list[int]:
-        if isinstance(prompt, str):
-            return await self._backing.prompts.text(prompt)
-        size = self._backing.prompts.tokenizer.vocab_size
-        if wrong := next((token for token in prompt if not 0 <= token < size), None):
-            raise InvalidRequest(f"token {wrong} is not in the vocabulary (0 … {size - 1})", param="prompt")
-        return prompt
+
+async def _tokens(prompts: Prompts, prompt: str | list[int]) -> list[int]:
+    if isinstance(prompt, str):
+        return await prompts.text(prompt)
+    size = prompts.tokenizer.vocab_size
+    if wrong := next((token for token in prompt if not 0 <= token < size), None):
+        raise InvalidRequest(f"token {wrong} is not in the vocabulary (0 … {size - 1})", param="prompt")
+    return prompt
 
 
 class Answer:
     """Outputs in the shape of this endpoint."""
 
-    def __init__(self, id: str, backing: Backing, generation: Generation, options: StreamOptions | None) -> None:
+    def __init__(self, id: str, model: ServedModel, generation: Generation, options: StreamOptions | None) -> None:
         self._id = id
         self._created = int(time.time())
-        self._model = backing.model.id
-        self._token_text = backing.prompts.tokenizer.token_text
+        self._model = model.id
+        self._token_text = model.prompts.tokenizer.token_text
         self._generation = generation
         self._options = options or StreamOptions()
         self._offsets: dict[int, int] = {}

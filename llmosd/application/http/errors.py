@@ -12,12 +12,6 @@ from starlette.responses import Response
 from llmosd.errors import Cancelled, InvalidRequest, LlmosError, NotFound, QueueFull, StepError, Unavailable
 
 
-class ModelNotFound(NotFound):
-    """The body names a model that is not loaded."""
-
-    code = "model_not_found"
-
-
 class BodyTooLarge(InvalidRequest):
     """The request body exceeds the limit."""
 

@@ -12,10 +12,10 @@ from starlette.requests import Request
 
 from llmosd.application.hibernation import Hibernation
 from llmosd.application.http.edge import arrived, request_id
-from llmosd.application.http.errors import ModelNotFound, error_body
+from llmosd.application.http.errors import error_body
 from llmosd.application.http.schema import GenerationBody, StreamOptions, user_of
 from llmosd.application.http.sse import DONE, EventStream, on_disconnect, sse
-from llmosd.application.prompts import Prompts
+from llmosd.application.models import Models, ServedModel
 from llmosd.application.service import Service
 from llmosd.application.stream import RequestStream, together
 from llmosd.errors import LlmosError
@@ -25,22 +25,12 @@ _LABEL = 60  # characters of a prompt that a monitor shows, where the user turne
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """The one that is served, as clients see it."""
-
-    id: str
-    context: int
-    created: int
-
-
-@dataclass(frozen=True, slots=True)
 class Backing:
     """What a generating endpoint stands on."""
 
     service: Service
     hibernation: Hibernation
-    prompts: Prompts
-    model: Model
+    models: Models
     log_prompts: bool = False
 
 
@@ -136,6 +126,7 @@ class Generation:
 async def begin(
     request: Request,
     backing: Backing,
+    model: ServedModel,
     body: GenerationBody,
     sampling: Sampling,
     prompts: Sequence[list[int]],
@@ -144,7 +135,7 @@ async def begin(
     """Submit one request a prompt; all are accepted or none is. Raises what the service raises."""
     spec = RequestSpec(
         id=request_id(request),
-        model=backing.model.id,
+        model=model.id,
         prompt=(),
         sampling=sampling,
         user=user_of(body),
@@ -162,11 +153,6 @@ async def begin(
         generation.close()
         raise errors[0]
     return generation
-
-
-def check_model(backing: Backing, name: str) -> None:
-    if name != backing.model.id:
-        raise ModelNotFound(f"the model {name!r} is not served here; {backing.model.id!r} is", param="model")
 
 
 Encode = Callable[[int, Output], bytes]

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llmosd.application.http.generation import Backing, Model, check_model
+from llmosd.application import models
+from llmosd.application.http.generation import Backing
 from llmosd.application.http.reply import Listing, ok
+from llmosd.types import ModelStats
 
 
 class ModelCard(msgspec.Struct):
-    """OpenAI's fields, and the context's length under vLLM's name."""
+    """OpenAI's fields, the context's length under vLLM's name, and whether the model is in memory now."""
 
     id: str
     created: int
     max_model_len: int
+    resident: bool
+    pinned: bool
     object: str = "model"
     owned_by: str = "llmos"
 
@@ -25,12 +31,21 @@ class ModelsEndpoint:
         self._backing = backing
 
     async def list(self, _request: Request) -> Response:
-        return ok(Listing([_card(self._backing.model)]))
+        return ok(Listing(list(await self._cards())))
 
     async def get(self, request: Request) -> Response:
-        check_model(self._backing, request.path_params["id"])
-        return ok(_card(self._backing.model))
+        wanted = request.path_params["id"]
+        found = next((card for card in await self._cards() if card.id == wanted), None)
+        if found is None:
+            raise models.ModelNotFound(f"no model {wanted!r} is installed here", param="model")
+        return ok(found)
+
+    async def _cards(self) -> Sequence[ModelCard]:
+        """All that are installed, the default one first."""
+        stats = {model.name: model for model in (await self._backing.service.inspect()).models}
+        return [_card(card, stats.get(card.id)) for card in await self._backing.models.installed()]
 
 
-def _card(model: Model) -> ModelCard:
-    return ModelCard(model.id, model.created, model.context)
+def _card(card: models.ModelCard, stats: ModelStats | None) -> ModelCard:
+    resident, pinned = (stats.resident, stats.pinned) if stats else (False, False)
+    return ModelCard(card.id, card.created, card.context, resident, pinned)
