@@ -73,6 +73,38 @@ def test_who_needs_the_pages_sits_out_until_they_are_written_and_takes_no_second
     world.drain()
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_nobody_below_takes_the_pages_that_a_request_waits_for(seed: int) -> None:
+    random = Random(seed)
+    world = World(make_limits(slots=6, page_tokens=1, pages=24, swap_slots=99), eviction="swap")
+    world.disk(seed=seed, delay=6)
+    for _ in range(4):
+        world.submit(random.randint(1, 6), random.randint(4, 9), n=random.choice([1, 2]))
+    while "r0" in world.oracle.live:
+        before = world.kernel.views()
+        plan = world.step()
+        sits_out = not any(part.row >= 0 and part.sequence in (0, 1) for part in plan.sequences)
+        if before[0].state is State.DECODE and sits_out and world.kernel.transferring:
+            grown = {view.id: view.pages for view in world.kernel.views() if view.state is State.DECODE}
+            assert all(grown.get(view.id, 0) <= view.pages for view in before if view.state is State.DECODE)
+    world.drain()
+
+
+def test_a_request_that_came_back_is_no_victim_before_it_has_gained_a_token() -> None:
+    """It comes back slowly, and who runs meanwhile grows by more than the spare pages; the oracle looks at it."""
+    world = World(make_limits(slots=6, page_tokens=1, pages=33, swap_slots=99), eviction="swap")
+    world.disk(seed=1, delay=6)
+    world.submit(4, 13, n=2)
+    id = world.submit(3, 9)
+    world.step()
+    world.step()
+    world.suspend(id)
+    world.step()
+    world.step()
+    world.resume(id)
+    world.drain()
+
+
 def test_pages_come_in_beside_running_steps() -> None:
     world = World(make_limits(slots=3, pages=9, swap_slots=20), eviction="swap")
     world.submit(4, 20)
