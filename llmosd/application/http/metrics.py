@@ -154,7 +154,7 @@ class Metrics:
         for reason in (view.finish or "").split(","):
             self._success.labels(self._model, reason).inc()
         self._e2e.observe(_s(now - life.arrived))
-        self._preempted.observe(_s(view.times.preempted))
+        self._preempted.observe(_s(view.times.preempted + view.times.swapped))
         if life.scheduled is not None and life.first is not None:
             self._queue.observe(_s(life.scheduled - life.accepted))
             self._prefill.observe(_s(life.first - life.scheduled))
