@@ -72,8 +72,8 @@ def test_growth_beyond_the_quota_takes_pages_of_the_same_user_only() -> None:
 def test_nobody_else_gives_pages_to_who_is_over_quota(start: int) -> None:
     """The pool is as large as the quota and all that `b` needs, so it is never short of pages for either.
 
-        `first` is over quota, and cannot take from `second`, which is on the way to its next token, while `b` holds the
-    rest.
+    `first` is over quota and cannot take from the other of its user, which is on the way to its next token, while `b`
+    holds the rest.
     """
     limits = make_limits(slots=3, token_budget=3, page_tokens=4, pages=12)
     w = World(limits, "priority", quotas=Quotas(users={"a": Quota(pages=6)}))
