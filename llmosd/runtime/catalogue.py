@@ -47,6 +47,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     geometry: Geometry
     golden: Golden
     chat: Chat = Chat()
+    page_tokens: int = 0  # tokens of a page that it is to be served with; 0 is what suits the device
 
 
 def manifests() -> dict[str, Manifest]:

@@ -69,6 +69,7 @@ class GgufFile:
     """A memory-mapped GGUF file of architecture `llama`. Raises ModelError for anything it cannot serve exactly."""
 
     def __init__(self, path: Path) -> None:
+        self.size = path.stat().st_size if path.is_file() else 0  # bytes
         try:
             self._reader = _Reader(path)
         except (OSError, ValueError, IndexError, OverflowError) as error:

@@ -13,7 +13,7 @@ import onnx
 
 from llmosd.errors import ModelError
 from llmosd.runtime import fetch
-from llmosd.runtime.catalogue import Manifest, manifest
+from llmosd.runtime.catalogue import Golden, Manifest, manifest
 from llmosd.runtime.fetch import Progress
 from llmosd.runtime.gguf_reader import GgufFile
 from llmosd.runtime.graph.cuda import CudaOperators
@@ -68,7 +68,8 @@ def ensure_graph(model: InstalledModel, backend: Backend, weights: WeightFormat,
     with workspace(model.path.parent, lambda: progress("waiting for another import", 0, 1)) as partial:
         if not _is_current(graph.parent):
             made = partial / "graph"
-            _build_graph(GgufFile(model.source), manifest(model.id), backend, weights, made, progress)
+            golden = model.record.golden or manifest(model.id).golden
+            _build_graph(GgufFile(model.source), golden, backend, weights, made, progress)
             shutil.rmtree(graph.parent, ignore_errors=True)
             publish(made, graph.parent)
     return graph
@@ -111,7 +112,7 @@ def _fill(wanted: Manifest, directory: Path, backend: Backend, progress: Progres
     if gguf.geometry != wanted.geometry:
         raise ModelError(f"the file's geometry is {gguf.geometry}, but its manifest says {wanted.geometry}")
     (directory / "tokenizer.json").write_text(tokenizer_json(gguf.tokenizer), "utf-8")
-    _build_graph(gguf, wanted, backend, "file", directory / "graphs" / variant_name(backend, "file"), progress)
+    _build_graph(gguf, wanted.golden, backend, "file", directory / "graphs" / variant_name(backend, "file"), progress)
     record = Record(
         format=RECORD_FORMAT,
         id=wanted.id,
@@ -122,21 +123,23 @@ def _fill(wanted: Manifest, directory: Path, backend: Backend, progress: Progres
         chat_template=gguf.tokenizer.chat_template,
         files={name: sha256(directory / name) for name in ("source.gguf", "tokenizer.json")},
         imported_at=time.time(),
+        page_tokens=wanted.page_tokens,
+        golden=wanted.golden,
     )
     _write_json(directory / "model.json", record)
 
 
 def _build_graph(
-    gguf: GgufFile, wanted: Manifest, backend: Backend, weights: WeightFormat, directory: Path, progress: Progress
+    gguf: GgufFile, golden: Golden, backend: Backend, weights: WeightFormat, directory: Path, progress: Progress
 ) -> None:
     """Write, check and verify one graph in a new directory, then stamp it."""
     directory.mkdir(parents=True)
     operators = _operators(backend, float32=weights == "float32")
-    graph, size, layers = directory / "model.onnx", wanted.source.bytes, gguf.geometry.layers
+    graph, size, layers = directory / "model.onnx", gguf.size, gguf.geometry.layers
     build_llama(gguf, operators, graph, lambda done: progress("build", size * done // layers, size))
     progress("check", 0, size)
     onnx.checker.check_model(graph)
-    verify_graph(graph, gguf.geometry, wanted.golden, backend=backend, weights=weights)
+    verify_graph(graph, gguf.geometry, golden, backend=backend, weights=weights)
     stamp = GraphStamp(format=GRAPH_FORMAT, files={path.name: sha256(path) for path in directory.iterdir()})
     _write_json(directory / "graph.json", stamp)
     progress("check", size, size)

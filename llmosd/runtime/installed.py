@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from llmosd.errors import ModelError
+from llmosd.runtime.catalogue import Golden
 from llmosd.runtime.chat_template import ChatTemplate
 from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.tokenizer import Tokenizer, TokenizerMeta
@@ -28,6 +29,7 @@ class Record(msgspec.Struct, frozen=True):
     files: dict[str, str]
     imported_at: float
     page_tokens: int = 0  # tokens of a page that it is to be served with; 0 is what suits the device
+    golden: Golden | None = None  # what its graphs are verified against; records of old have none
 
 
 @dataclass(frozen=True, slots=True)

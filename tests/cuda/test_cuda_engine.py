@@ -18,7 +18,7 @@ from llmosd.runtime.gguf_reader import GgufFile
 from llmosd.runtime.importer import ensure_graph
 from llmosd.runtime.installed import InstalledModel
 from llmosd.runtime.paged_model import PagedModel
-from tests.reference import Reference
+from llmosd.runtime.reference import Reference
 from tests.runtime.stepping import Stream, prefill, step
 
 PAGES = 8

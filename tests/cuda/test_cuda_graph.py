@@ -25,9 +25,9 @@ from llmosd.runtime.graph.cuda import CudaOperators, best_page_tokens
 from llmosd.runtime.graph.llama import build_llama
 from llmosd.runtime.installed import InstalledModel
 from llmosd.runtime.paged_model import PagedModel
+from llmosd.runtime.reference import Reference
 from llmosd.runtime.verify import TOLERANCE, golden_gaps
 from tests.cuda.evaluated import EvaluatedModel
-from tests.reference import Reference
 from tests.runtime import tiny
 from tests.runtime.stepping import Stream, step
 

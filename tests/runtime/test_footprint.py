@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bench.synthetic import LARGE, install
 from llmosd.application.cli import main
 from llmosd.runtime import native
+from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.installed import InstalledModel, find
 from llmosd.runtime.integrity import damaged
+from llmosd.runtime.synthetic import install
 
-OTHER = replace(LARGE, layers=3, hidden=320, heads=8, kv_heads=1, head_dim=128, ff=672, vocab=1031, context=500)
+OTHER = Geometry(3, 320, 8, 1, 128, 672, 1031, 500, rope_theta=500_000.0, norm_eps=1e-5, bos=0, eos=(1,))
 
 pytestmark = pytest.mark.skipif(not native.status().available, reason="the native operators cannot be built here")
 

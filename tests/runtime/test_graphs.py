@@ -18,11 +18,11 @@ from llmosd.runtime.graph.gather import GatherOperators
 from llmosd.runtime.graph.llama import Operators, build_llama
 from llmosd.runtime.graph.native import NativeOperators
 from llmosd.runtime.paged_model import Backend, PagedModel, choose_backend
+from llmosd.runtime.reference import Reference
 from llmosd.runtime.tokenizer import Tokenizer, tokenizer_json, tokenizer_meta
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import POLICIES
 from llmosd.types import KvFormat, Output, RequestSpec, Sampling, WeightFormat
-from tests.reference import Reference
 from tests.runtime import tiny
 from tests.runtime.stepping import Stream, poison, prefill, step
 

@@ -18,8 +18,8 @@ from llmosd.runtime.gguf_reader import GgufFile
 from llmosd.runtime.importer import ensure_graph
 from llmosd.runtime.installed import InstalledModel
 from llmosd.runtime.paged_model import Backend, PagedModel
+from llmosd.runtime.reference import Reference
 from llmosd.types import WeightFormat
-from tests.reference import Reference
 from tests.runtime.stepping import Stream, poison, prefill, step
 
 PAGES, PAGE_TOKENS = 24, 64

@@ -9,7 +9,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from llmosd.application import instance
-from llmosd.application.cli import model_check, model_show, options, output
+from llmosd.application.cli import model_check, model_show, model_synth, options, output
 from llmosd.application.cli.progress import Bars
 from llmosd.config import Config
 from llmosd.errors import InvalidRequest
@@ -31,6 +31,7 @@ def add(commands: Any) -> None:
     options.add_json(listing)
     model_show.add(actions)
     model_check.add(actions)
+    model_synth.add(actions)
     listing.set_defaults(handler=_list)
 
 
@@ -66,6 +67,18 @@ def _list(args: argparse.Namespace) -> int:
             "installed": manifest.id in here,
         }
         for manifest in catalogue.manifests().values()
+    ]
+    known = {row["id"] for row in rows}
+    rows += [
+        {
+            "id": model.id,
+            "name": model.record.name,
+            "licence": model.record.licence,
+            "bytes": model.source.stat().st_size,
+            "installed": True,
+        }
+        for model in here.values()
+        if model.id not in known
     ]
     if args.json:
         output.json(rows)

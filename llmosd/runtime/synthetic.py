@@ -1,17 +1,9 @@
-"""A Llama of any geometry with random weights, as a real GGUF file and a model of the store: for tests of size.
-
-    python bench/synthetic.py --home DIR [--layers N] [--hidden N] [--heads N] [--kv-heads N] [--head-dim N] [--ff N]
-                              [--vocab N] [--untied] [--id ID]
-
-The defaults are a geometry of 1.2 billion weights. Matrices are Q4_1 blocks; what they say means nothing.
-"""
+"""A Llama of any geometry with random weights, as a real GGUF file and a model of the store: for tests of size."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 import tempfile
-import time
+from dataclasses import fields
 from pathlib import Path
 
 import gguf
@@ -19,36 +11,40 @@ import numpy as np
 from gguf import GGMLQuantizationType as Kind
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from llmosd.config import default_home
+from llmosd.errors import InvalidRequest
+from llmosd.runtime.backend import Backend
 from llmosd.runtime.catalogue import Golden, Manifest, Source
+from llmosd.runtime.fetch import Progress
 from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.gguf_reader import GgufFile
 from llmosd.runtime.gguf_tensors import tensor_shapes
 from llmosd.runtime.importer import import_model
 from llmosd.runtime.installed import InstalledModel
-from llmosd.runtime.paged_model import Backend
+from llmosd.runtime.reference import Reference
 from llmosd.runtime.store import sha256
 from llmosd.runtime.weights import BLOCK
-from tests.reference import Reference
 
 PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 ALPHABET = [chr(byte) for byte in PRINTABLE] + [chr(0x100 + n) for n in range(256 - len(PRINTABLE))]
-LARGE = Geometry(
-    layers=16,
-    hidden=2048,
-    heads=32,
-    kv_heads=8,
-    head_dim=64,
-    ff=8192,
-    vocab=128256,
-    context=8192,
-    rope_theta=500000.0,
-    norm_eps=1e-5,
-    bos=0,
-    eos=(1,),
-)
+CONTROL = ("<|bos|>", "<|im_end|>")
+CHAT = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+GOLDEN_PROMPT, GOLDEN_TOKENS = 6, 2
+
+
+def check_geometry(geometry: Geometry) -> None:
+    """Raises InvalidRequest for sizes that no Llama has or no block of weights fits."""
+    g = geometry
+    for item in fields(g):
+        size = getattr(g, item.name)
+        if isinstance(size, int) and item.name != "bos" and size < 1:
+            raise InvalidRequest(f"{item.name} must be at least 1, not {size}", param=item.name)
+    for name, size in (("hidden", g.hidden), ("ff", g.ff), ("heads × head_dim", g.heads * g.head_dim)):
+        if size % BLOCK:
+            raise InvalidRequest(f"{name} is {size}: weights come in blocks of {BLOCK}", param=name)
+    if g.heads % g.kv_heads or g.head_dim % 2:
+        raise InvalidRequest("heads must be a multiple of kv_heads, and head_dim even", param="heads")
+    if g.vocab < (least := len(CONTROL) + len(ALPHABET)):
+        raise InvalidRequest(f"vocab must be at least {least}: all bytes are in it", param="vocab")
 
 
 def write_gguf(path: Path, geometry: Geometry, *, tied: bool) -> Path:
@@ -95,20 +91,20 @@ def _write_metadata(writer: gguf.GGUFWriter, geometry: Geometry) -> None:
     writer.add_rope_freq_base(g.rope_theta)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    control = ["<|bos|>", "<|im_end|>"]
-    filler = [f"word{n}" for n in range(g.vocab - len(control) - len(ALPHABET))]
-    writer.add_token_list([*control, *ALPHABET, *filler])
+    filler = [f"word{n}" for n in range(g.vocab - len(CONTROL) - len(ALPHABET))]
+    writer.add_token_list([*CONTROL, *ALPHABET, *filler])
     writer.add_token_types([3, 3] + [1] * (g.vocab - 2))
     writer.add_token_merges([])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
+    writer.add_chat_template(CHAT)
 
 
-def describe(path: Path, model_id: str) -> Manifest:
+def describe(path: Path, model_id: str, page_tokens: int = 0) -> Manifest:
     """A manifest of a file, with a continuation that the numpy reference finds."""
     source = GgufFile(path)
-    prompt = [int(token) for token in np.random.default_rng(1).integers(2, source.geometry.vocab, 6)]
-    continuation = Reference(source, resident=False).greedy(prompt, 2)
+    prompt = [int(token) for token in np.random.default_rng(1).integers(2, source.geometry.vocab, GOLDEN_PROMPT)]
+    continuation = Reference(source, resident=False).greedy(prompt, GOLDEN_TOKENS)
     return Manifest(
         id=model_id,
         name=f"random weights, {source.geometry.layers} × {source.geometry.hidden}",
@@ -116,36 +112,23 @@ def describe(path: Path, model_id: str) -> Manifest:
         source=Source("none", "0", path.name, path.stat().st_size, path.stat().st_size, sha256(path)),
         geometry=source.geometry,
         golden=Golden(tuple(prompt), tuple(continuation)),
+        page_tokens=page_tokens,
     )
 
 
 def install(
-    geometry: Geometry, home: Path, model_id: str, *, tied: bool, backend: Backend = "native"
+    geometry: Geometry,
+    home: Path,
+    model_id: str,
+    *,
+    tied: bool,
+    backend: Backend = "native",
+    page_tokens: int = 0,
+    progress: Progress = lambda stage, done, total: None,
 ) -> InstalledModel:
-    """Write, describe and import it, the last of which is timed on stderr."""
+    """Write, describe and import it, as any other model. Raises InvalidRequest, ModelError."""
+    check_geometry(geometry)
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home) as scratch:
         path = write_gguf(Path(scratch) / "random.gguf", geometry, tied=tied)
-        wanted = describe(path, model_id)
-        began = time.perf_counter()
-        model = import_model(wanted, path, home, backend, lambda stage, done, total: None)
-    print(f"imported {wanted.source.bytes / 1e6:.0f} MB in {time.perf_counter() - began:.1f} s", file=sys.stderr)
-    return model
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="install a Llama with random weights")
-    parser.add_argument("--home", type=Path, default=default_home())
-    parser.add_argument("--id", default="synthetic")
-    parser.add_argument("--untied", action="store_true", help="with an output projection of its own")
-    sizes = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ff", "vocab", "context")
-    for name in sizes:
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(LARGE, name))
-    args = parser.parse_args()
-    chosen = {name: getattr(args, name) for name in sizes}
-    geometry = Geometry(**chosen, rope_theta=LARGE.rope_theta, norm_eps=LARGE.norm_eps, bos=LARGE.bos, eos=LARGE.eos)
-    print(install(geometry, args.home, args.id, tied=not args.untied).path)
-
-
-if __name__ == "__main__":
-    main()
+        return import_model(describe(path, model_id, page_tokens), path, home, backend, progress)
