@@ -18,10 +18,10 @@ from llmosd.system import kernel
 
 plan = kernel.Kernel.plan
 
-def defective(self, now):
+def defective(self, *arguments):
     if self.stats(requests=False).generated_tokens >= 5:
         raise RuntimeError("the sixth token is cursed")
-    return plan(self, now)
+    return plan(self, *arguments)
 
 kernel.Kernel.plan = defective
 sys.exit(cli.main(["start", "--port", "0", "--mqtt-port", "0", "--node", "{NODE}"]))
