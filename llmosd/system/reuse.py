@@ -188,8 +188,8 @@ class PrefixReuse:
         request, path = self._walked
         known = [node for node in path if self._cache.has(node)]
         assert known == path[: len(known)], "a page is remembered that follows one that is gone"
-        if request is not None and known:
-            tokens = packed(request.live[0] if request.live else request.sequences[-1], 0, len(known) * self._size)
+        if request is not None and request.live and known:
+            tokens = packed(request.live[0], 0, len(known) * self._size)
             walk = self._cache.walk(self._cache.root(request.salt), tokens)
             assert walk == known, "a path is remembered that the tree does not have"
 

@@ -151,7 +151,7 @@ def test_a_quarter_of_the_pages_gives_the_same_answers(
 
 
 def test_a_bad_disk_costs_recomputation_and_changes_nothing(make: Make) -> None:
-    """A bit of every slot is flipped from time to time, and later the disk is full."""
+    """A bit of every slot is flipped after each step, and later the disk is full."""
     expected, quarter = unlimited(make)
     world = make(quarter, "swap")
     size, steps = slot_bytes(world.file.page_bytes), 0
@@ -159,8 +159,8 @@ def test_a_bad_disk_costs_recomputation_and_changes_nothing(make: Make) -> None:
     while not world.kernel.idle:
         world.step()
         steps += 1
-        if steps % 7 == 0 and steps < 60:
-            flip(world.file, size)
+        if steps < 60:
+            flip(world.file, size, steps % 8)
         if steps == 60:
             full = os.open("/dev/full", os.O_RDWR)
             os.dup2(full, world.file.fileno())
@@ -173,11 +173,11 @@ def test_a_bad_disk_costs_recomputation_and_changes_nothing(make: Make) -> None:
     assert world.kernel.stats(False).recomputed_tokens > 0
 
 
-def flip(file: SwapFile, size: int) -> None:
+def flip(file: SwapFile, size: int, bit: int) -> None:
     with open(f"/proc/self/fd/{file.fileno()}", "r+b", buffering=0) as other:  # noqa: PTH123 - it has no other name
         for slot in range(SLOTS):
             byte = os.pread(other.fileno(), 1, slot * size)
-            os.pwrite(other.fileno(), bytes([byte[0] ^ 1]), slot * size)
+            os.pwrite(other.fileno(), bytes([byte[0] ^ 1 << bit]), slot * size)
 
 
 SMALL = Geometry(4, 96, 3, 2, 64, 160, 300, 4096, 500.0, 1e-6, None, ())
