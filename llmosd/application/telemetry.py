@@ -12,6 +12,7 @@ from llmosd.application.frames import FrameBuilder
 from llmosd.application.lag import LoopLag
 from llmosd.application.service import Service
 from llmosd.application.store import Store
+from llmosd.errors import Unavailable
 from llmosd.hardware.probes import HostProbe
 from llmosd.types import Output
 from llmosd.wire import Frame
@@ -52,11 +53,17 @@ class Telemetry:
             self._events.note_kernel(rare)
 
     async def run(self) -> None:
-        """Never returns. Ticks that came too late are left out, not made up for."""
+        """Returns when the engine is gone: ending the daemon is the part of whoever watches that.
+
+        Ticks that came too late are left out, not made up for.
+        """
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
-            await self.tick()
+            try:
+                await self.tick()
+            except Unavailable:
+                return
             due = max(due + TICK_S, loop.time())
             await asyncio.sleep(due - loop.time())
 
