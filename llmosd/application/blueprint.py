@@ -25,6 +25,7 @@ from llmosd.runtime.page_pool import bytes_per_page
 from llmosd.runtime.page_transfers import PageTransfers
 from llmosd.runtime.paged_model import Backend, PagedModel, choose_backend, choose_kv_format, pages_that_fit
 from llmosd.runtime.swap_file import SwapFile, slot_bytes
+from llmosd.runtime.tokenizer import Tokenizer
 from llmosd.system.costs import Costs
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import POLICIES
@@ -47,7 +48,7 @@ class Budget:
     def of(cls, config: Config) -> Budget:
         """What was set, or most of what is free; to be asked before a model is loaded."""
         process = memory.resident() + memory.DAEMON_GROWTH
-        return cls(config.memory or process + int(memory.available() * memory.BUDGET_SHARE), process)
+        return cls(int(config.memory) or process + int(memory.available() * memory.BUDGET_SHARE), process)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Blueprint:
         )
         return kernel, file
 
-    def executor(self, kernel: Kernel, file: SwapFile | None) -> OnnxExecutor:
+    def executor(self, kernel: Kernel, file: SwapFile | None, tokenizer: Tokenizer) -> OnnxExecutor:
         """Load the model. On the thread that will own it; raises ModelError."""
         model = PagedModel.load(
             self.model,
@@ -95,7 +96,7 @@ class Blueprint:
         if file is not None:
             assert model.page_bytes is not None, "swap space for pages that are not in this process's memory"
             transfers = PageTransfers(model.page_bytes, file)
-        return OnnxExecutor(model, self.model.load_tokenizer(), kernel.page_table, kernel.columns, transfers)
+        return OnnxExecutor(model, tokenizer, kernel.page_table, kernel.columns, transfers)
 
     def _swap(self) -> tuple[SwapFile | None, FittedTransferCost]:
         """The swap file, if there is to be one, and what a page costs on this disk."""

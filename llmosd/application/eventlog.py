@@ -6,7 +6,20 @@ import time
 from collections.abc import Callable, Iterable
 
 from llmosd.application.plain import plain
-from llmosd.types import Accepted, Ended, Event, Evicted, RequestView, Restored, State, StateChanged, SwapFailed
+from llmosd.types import (
+    Accepted,
+    Ended,
+    Event,
+    Evicted,
+    Loaded,
+    LoadFailed,
+    RequestView,
+    Restored,
+    State,
+    StateChanged,
+    SwapFailed,
+    Unloaded,
+)
 from llmosd.wire import EventMessage
 
 TEXT_LIMIT = 300
@@ -60,6 +73,14 @@ class EventLog:
                     verb = "read back from" if event.inward else "written to"
                     text = f"{event.pages} pages not {verb} the swap space: {event.error}; they are computed again"
                     self.note("warning", "request.swap_failed", text, event.id)
+                case Loaded():
+                    text = f"loaded in {event.ns / 1e6:.0f} ms with {event.pages} pages"
+                    self.note("info", "model.loaded", f"{event.model}: {text}")
+                case Unloaded():
+                    why = "idle for long" if event.reason == "idle" else "another needs the memory"
+                    self.note("info", "model.unloaded", f"{event.model}: unloaded, {why}")
+                case LoadFailed():
+                    self.note("error", "model.failed", f"{event.model}: not loaded: {event.error}")
                 case Ended(request=view):
                     severity = "error" if view.state is State.FAILED else "info"
                     self.note(severity, f"request.{view.state}", _ending(view, reasons.get(view.id)), view.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ctypes import CDLL
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,12 @@ def available(cgroup: Path = CGROUP) -> int:
     free = int(psutil.virtual_memory().available)
     allowed = _cgroup_headroom(cgroup)
     return free if allowed is None else min(free, allowed)
+
+
+def trim() -> None:
+    """Give back to the system what the allocator keeps of freed memory, where it can be told to (glibc)."""
+    if (trim := getattr(CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 def resident() -> int:

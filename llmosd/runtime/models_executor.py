@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from llmosd.errors import ModelError
+from llmosd.hardware import memory
 from llmosd.runtime.executor import OnnxExecutor
 from llmosd.system.executor import nothing
 from llmosd.types import LoadDone, Plan, PoolSize, StepResult
@@ -47,6 +48,7 @@ class ModelsExecutor:
     def _unload(self, model: str) -> LoadDone:
         began = time.perf_counter_ns()
         self._executors[model].unload()
+        memory.trim()
         return LoadDone(model, time.perf_counter_ns() - began)
 
     # ---- as a PageStore

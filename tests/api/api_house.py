@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from llmosd.application.models import ModelCard, Models, ServedModel
 from llmosd.application.prompts import Prompts
 from llmosd.application.server import HttpServer, listen
 from llmosd.application.service import Phase, Service
-from llmosd.errors import StepError
+from llmosd.errors import NotFound, StepError
 from llmosd.prediction.cost_executor import CostModel, CostModelExecutor, ManualClock
 from llmosd.runtime.chat_template import ChatTemplate
 from llmosd.runtime.geometry import Geometry
@@ -53,6 +53,7 @@ from llmosd.wire import EventMessage
 
 MODEL = "letters"
 MS = 1_000_000
+NO_OTHERS: Mapping[str, ModelEntry] = {}
 LIMITS = Limits(slots=4, token_budget=64, queue_limit=3, context=512, page_tokens=16, pages=256)
 COST = CostModel(step=1 * MS, prefill=1 * MS, decode=2 * MS, context=0)
 CHATML = (
@@ -164,12 +165,13 @@ async def open_house(
     home: Path | None = None,
     numerics: Numerics = NUMERICS,
     quotas: Quotas = UNLIMITED,
+    others: Mapping[str, ModelEntry] = NO_OTHERS,
 ) -> AsyncIterator[House]:
     """`length` says how many tokens a sequence generates, at most its max_tokens. What `home` has is restored."""
     with TemporaryDirectory() as scratch:
         hibernated = (home or Path(scratch)) / "hibernated"
         async with _open_house(
-            length, limits, log_prompts, speculation, prefixes, hibernated, numerics, quotas
+            length, limits, log_prompts, speculation, prefixes, hibernated, numerics, quotas, others
         ) as house:
             yield house
 
@@ -184,6 +186,7 @@ async def _open_house(
     hibernated: Path,
     numerics: Numerics,
     quotas: Quotas,
+    others: Mapping[str, ModelEntry],
 ) -> AsyncIterator[House]:
     clock, loop = ManualClock(), asyncio.get_running_loop()
     executor = LettersExecutor(length, clock)
@@ -214,7 +217,14 @@ async def _open_house(
     events, notes = EventLog("node"), list[EventMessage]()
     events.attach(notes.append)
     prompts = Prompts(byte_tokenizer(), ChatTemplate(CHATML))
-    models = Models(service, ServedModel(ModelCard(numerics.model, 512, 1), prompts, numerics))
+
+    def open_other(name: str) -> tuple[ServedModel, ModelEntry]:
+        if name not in others:
+            raise NotFound(name)
+        return ServedModel(ModelCard(name, 64, 2), prompts, replace(numerics, model=name)), others[name]
+
+    first = ServedModel(ModelCard(numerics.model, 512, 1), prompts, numerics)
+    models = Models(service, first, open=open_other, installed=lambda: [ModelCard(name, 64, 2) for name in others])
     hibernation = Hibernation(hibernated, service, models, events, record_restored)
     service.subscribe(metrics.observe)
     service.subscribe(batches.append)

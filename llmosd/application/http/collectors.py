@@ -9,7 +9,7 @@ from itertools import accumulate
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from llmosd.types import KernelStats, UserUsage
+from llmosd.types import KernelStats, ModelStats, UserUsage
 
 
 class KernelCollector(Collector):
@@ -22,7 +22,7 @@ class KernelCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         if (stats := self.stats) is None:
             return
-        usage = stats.pages_used / stats.pages_total
+        usage = stats.pages_used / stats.pages_total if stats.pages_total else 0.0  # no model is loaded
         yield self._gauge("vllm:num_requests_running", "Requests that run", stats.running)
         yield self._gauge("vllm:num_requests_waiting", "Requests that wait", stats.waiting)
         yield self._gauge("llmos_requests_parked", "Requests that wait for their user's quota", stats.parked)
@@ -86,6 +86,35 @@ class UserCollector(Collector):
             family = kind(name, documentation, labels=["user"])
             for label, usage in usages:
                 family.add_metric([label], getattr(usage, field) / unit)
+            yield family
+
+
+MODEL_METRICS: tuple[tuple[str, str, type[GaugeMetricFamily] | type[CounterMetricFamily], str, float], ...] = (
+    ("llmos_model_resident", "1 while a model is in memory", GaugeMetricFamily, "resident", 1),
+    ("llmos_model_pages", "Pages that a model's pool may use", GaugeMetricFamily, "pages_total", 1),
+    ("llmos_model_pages_used", "Pages of a model's pool in use", GaugeMetricFamily, "pages_used", 1),
+    ("llmos_model_loads", "Times a model was loaded on demand", CounterMetricFamily, "loads", 1),
+    ("llmos_model_unloads", "Times it was unloaded", CounterMetricFamily, "unloads", 1),
+    ("llmos_model_load_seconds", "Time that loading it took", CounterMetricFamily, "load_ns", 1e9),
+    ("llmos_model_unload_seconds", "Time that unloading it took", CounterMetricFamily, "unload_ns", 1e9),
+)  # name, documentation, kind, field of ModelStats, its unit
+
+
+class ModelCollector(Collector):
+    """Which models are in memory, and how often they came and went."""
+
+    def __init__(self, read: Callable[[], Iterable[ModelStats]]) -> None:
+        self._read = read
+
+    def describe(self) -> Iterable[Metric]:
+        return [kind(name, documentation, labels=["model_name"]) for name, documentation, kind, _, _ in MODEL_METRICS]
+
+    def collect(self) -> Iterable[Metric]:
+        models = list(self._read())
+        for name, documentation, kind, field, unit in MODEL_METRICS:
+            family = kind(name, documentation, labels=["model_name"])
+            for model in models:
+                family.add_metric([model.name], getattr(model, field) / unit)
             yield family
 
 

@@ -15,11 +15,18 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from llmosd.application.engine import Batch
-from llmosd.application.http.collectors import Distribution, KernelCollector, ReadCollector, UserCollector
+from llmosd.application.http.collectors import (
+    Distribution,
+    KernelCollector,
+    ModelCollector,
+    ReadCollector,
+    UserCollector,
+)
 from llmosd.types import (
     Accepted,
     Ended,
     Event,
+    ModelStats,
     Nanoseconds,
     Output,
     RequestId,
@@ -77,6 +84,10 @@ class Metrics:
     def users(self, read: Callable[[], Iterable[UserUsage]]) -> None:
         """What each user holds and has used, read at every scrape."""
         self.registry.register(UserCollector(read))
+
+    def models(self, read: Callable[[], Iterable[ModelStats]]) -> None:
+        """What each model takes and how often it was loaded, read at every scrape."""
+        self.registry.register(ModelCollector(read))
 
     def count_http(self, method: str, route: str, status: int) -> None:
         self._http.labels(method, route, str(status)).inc()
