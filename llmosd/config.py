@@ -67,7 +67,7 @@ class Config:
     mqtt: str | None = _option(None, "URL of a broker to use; without it the daemon starts its own on loopback")
     mqtt_port: int = _option(1883, "port of the broker the daemon starts; 0 takes any free one", range_=PORT)
     node: str = _option(default_node, "name of this machine in MQTT topics")
-    model: str = _option("smollm2-135m-instruct", "model to serve")
+    model: str = _option("smollm2-135m-instruct", "model that is loaded at the start")
     device: str = _option(
         "auto", "where the model runs: a GPU if it can, else the CPU", choices=("auto", "cpu", "cuda")
     )
@@ -86,9 +86,11 @@ class Config:
     speculation: bool = _option(True, "feed guesses of the next tokens, taken from what came before, where that pays")
     slots: int = _option(32, "sequences that run at once", range_=POSITIVE)
     token_budget: int = _option(256, "tokens of one engine step, shared by prefill and decode", range_=POSITIVE)
-    pages: int = _option(0, "pages in the KV pool; 0 sizes it from free memory", range_=COUNT)
+    pages: int = _option(0, "most pages in that model's KV pool; 0 sizes it from `memory`", range_=COUNT)
     page_tokens: int = _option(
-        0, "tokens a page holds; 0 is what suits the device", choices=("0", "16", "32", "64", "128", "256")
+        0,
+        "tokens a page of that model holds; 0 is what suits the device",
+        choices=("0", "16", "32", "64", "128", "256"),
     )
     memory: Bytes = _option(
         Bytes(0), "memory for models, their KV pools and the daemon, as 6GiB; 0 is most of what is free at the start"

@@ -9,6 +9,7 @@ from llmosd.system.policy import Fcfs
 from llmosd.system.residency import ModelEntry, ModelSize
 
 LIMITS = Limits(slots=1, token_budget=8, queue_limit=9, context=64, page_tokens=8, pages=8)
+MESSAGES = [{"role": "user", "content": "x"}]
 
 
 def entry(name: str, weights: int) -> ModelEntry:
@@ -30,9 +31,7 @@ async def test_a_model_that_is_not_installed_is_not_found() -> None:
     async with open_house() as house:
         for answer in (
             await house.http.post("/v1/completions", json={"model": "third", "prompt": "x"}),
-            await house.http.post(
-                "/v1/chat/completions", json={"model": "third", "messages": [{"role": "user", "content": "x"}]}
-            ),
+            await house.http.post("/v1/chat/completions", json={"model": "third", "messages": MESSAGES}),
             await house.http.get("/v1/models/third"),
         ):
             error = answer.json()["error"]
