@@ -87,8 +87,7 @@ class PrefixReuse:
         return (node, common) if common >= self._worth_copying else (None, 0)
 
     def take(self, sequence: Sequence, node: Node, common: int, target: int) -> PageCopy:
-        """Fill the page `target`, the last of the sequence's row, with the tokens in common."""
-        self._pool.hold(node.page)
+        """Fill the page `target`, the last of the sequence's row, with the tokens in common; the node's is held."""
         self._skip(sequence, common)
         return PageCopy(node.page, target)
 

@@ -346,6 +346,7 @@ class Scheduler:
             self._count_pages(sequence.request)
         node, common = self.reuse.partial(sequence)
         if node is not None and (self.pool.available or not self.pool.cache.is_idle(node.page)):
+            self.pool.hold(node.page)  # before a page is drawn: it could be this one
             draft.copies += self._extend(sequence, sequence.past + 1)
             target = self.table.page(sequence.row, self.table.pages(sequence.row) - 1)
             draft.copies.append(self.reuse.take(sequence, node, common, target))

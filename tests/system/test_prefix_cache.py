@@ -231,3 +231,17 @@ def test_under_pressure_with_common_prefixes(policy: str, seed: int) -> None:
         world.step(random.randint(0, 1000))
     world.drain()
     assert world.kernel.stats(False).reused_tokens > 50
+
+
+def test_a_page_to_copy_from_is_not_the_one_that_is_copied_into() -> None:
+    """All pages are idle, and the one with tokens in common would be the next to go."""
+    world = World(make_limits(slots=2, pages=5), prefixes=True)
+    for prompt in ([1, 2, 3, 4, 5, 6, 7], [9, 8] * 6):
+        world.submit(prompt, 1)
+        while world.oracle.live:
+            world.step()
+    assert world.kernel.stats(False).pages_cached == 5
+    world.submit([1, 2, 3, 4, 5, 6, 9], 1)
+    [copy] = world.step().copies
+    assert copy.source != copy.target
+    world.drain()
