@@ -468,6 +468,7 @@ class StepStats:
     execute_ns: Nanoseconds
     run_ns: Nanoseconds
     commit_ns: Nanoseconds
+    model: str = ""
     between_ns: Nanoseconds = 0  # since the commit before, unless the engine was idle: commands, statistics, hand-over
 
     @property

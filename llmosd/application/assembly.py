@@ -51,7 +51,6 @@ class Assembly:
             served, entry = self._known(plan, tokenizer)
             self.served.append(served)
             self._entries.append(entry)
-        self._entries.sort(key=lambda entry: not entry.pinned)
 
     @classmethod
     def draw(

@@ -22,7 +22,7 @@ from llmosd.runtime.footprint import Footprint, footprint
 from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.installed import InstalledModel
 from llmosd.runtime.page_pool import bytes_per_page
-from llmosd.runtime.page_transfers import PageTransfers
+from llmosd.runtime.page_transfers import THREADS, PageTransfers
 from llmosd.runtime.paged_model import Backend, PagedModel, choose_backend, choose_kv_format, pages_that_fit
 from llmosd.runtime.swap_file import SwapFile, slot_bytes
 from llmosd.runtime.tokenizer import Tokenizer
@@ -48,7 +48,7 @@ class Budget:
     def of(cls, config: Config) -> Budget:
         """What was set, or most of what is free; to be asked before a model is loaded."""
         process = memory.resident() + memory.DAEMON_GROWTH
-        return cls(int(config.memory) or process + int(memory.available() * memory.BUDGET_SHARE), process)
+        return cls(int(config.memory) or process + memory.for_models(), process)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,13 @@ def draw_other(config: Config, model: InstalledModel, progress: Progress, budget
     room = None if cuda else budget.total - budget.process - pinned - fixed.total
     limits = limits_of(config, model.geometry, backend, room)
     page = bytes_per_page(model.geometry, limits.page_tokens, choose_kv_format(backend, config.kv_format))
-    size = ModelSize(fixed.weights, fixed.workspace, 0 if cuda else page, min(limits.columns, limits.pages))
+    size = ModelSize(
+        weights=fixed.weights,
+        workspace=fixed.workspace,
+        page=0 if cuda else page,
+        least=min(limits.columns, limits.pages),
+        swap=swap_buffers(limits.swap_slots, page),
+    )
     threads = config.threads or (1 if cuda else processors.usable_cores())
     unmeasured = Amdahl(why="steps run on the GPU" if cuda else "not measured")
     return Blueprint(config, model, backend, why, device, threads, limits, unmeasured, size)
@@ -215,11 +221,13 @@ def limits_of(config: Config, geometry: Geometry, backend: Backend, room: int | 
         raise ConfigError(f"context {context} exceeds the model's {geometry.context} tokens", param="context")
     wanted = config.slots * -(-context // page_tokens)
     free = _free_on_gpu() if backend == "cuda" else memory.available()
-    room, most = (int(free * memory.POOL_SHARE), free) if room is None else (room, room)
-    fitting, most = (max(0, pages_that_fit(geometry, page_tokens, size, kv_format)) for size in (room, most))
+    page_bytes = bytes_per_page(geometry, page_tokens, kv_format)
+    swap_slots = 0 if backend == "cuda" else _swap_bytes(config) // slot_bytes(page_bytes)
+    wish, most = (int(free * memory.POOL_SHARE), free) if room is None else (room, room)
+    buffers = swap_buffers(swap_slots, page_bytes)
+    fitting, most = (max(0, pages_that_fit(geometry, page_tokens, size - buffers, kv_format)) for size in (wish, most))
     if config.pages > most:
         raise ConfigError(f"pages is {config.pages}; memory has room for {most}", param="pages")
-    page_bytes = bytes_per_page(geometry, page_tokens, kv_format)
     return Limits(
         slots=config.slots,
         token_budget=config.token_budget,
@@ -227,8 +235,13 @@ def limits_of(config: Config, geometry: Geometry, backend: Backend, room: int | 
         context=context,
         page_tokens=page_tokens,
         pages=config.pages or max(1, min(wanted, fitting)),  # whether that fits is the segment table's to say
-        swap_slots=0 if backend == "cuda" else _swap_bytes(config) // slot_bytes(page_bytes),
+        swap_slots=swap_slots,
     )
+
+
+def swap_buffers(slots: int, page_bytes: int) -> int:
+    """Bytes of memory through which pages go to the swap file and back."""
+    return THREADS * slot_bytes(page_bytes) if slots else 0
 
 
 def _swap_bytes(config: Config) -> int:

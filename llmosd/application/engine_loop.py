@@ -250,6 +250,7 @@ class Loop:
             execute_ns=executed - planned,
             run_ns=result.run_ns,
             commit_ns=committed - executed,
+            model=plan.model,
             between_ns=between,
         )
         self._release()  # in case the step failed before it computed

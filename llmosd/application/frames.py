@@ -104,7 +104,7 @@ class FrameBuilder:
             backend=identity.backend,
             threads=identity.threads,
             queue=_queue(stats),
-            pages=_pages(stats.pools[0], identity.bytes_per_page),
+            pages=_pages(self._pool(stats), identity.bytes_per_page),
             swap=_swap(stats),
             throughput=self._throughput(stats, now),
             latency=self._latencies.measure(now),
@@ -116,6 +116,10 @@ class FrameBuilder:
             requests_left_out=max(0, len(live) - ROW_LIMIT),
             telemetry_gaps=gaps,
         )
+
+    def _pool(self, stats: KernelStats) -> PoolView:
+        """The default model's."""
+        return next((pool for pool in stats.pools if pool.model == self._identity.model), stats.pools[0])
 
     def _throughput(self, stats: KernelStats, now: Nanoseconds) -> Throughput:
         """Rates since the previous Frame."""

@@ -12,9 +12,9 @@ TOP_USERS = 20
 
 @dataclass(frozen=True, slots=True)
 class SegmentInfo:
-    """A part of the memory budget, which is an address space of its own; `kind` is process, weights, workspace or pool.
+    """A part of the memory budget, which is an address space of its own.
 
-    `owner` is a model, empty for the daemon itself. A pool's memory comes as pages are written.
+    `kind` is process, weights, workspace, pool, or swap: its buffers. `owner` is a model, empty for the daemon itself. A pool's memory comes as pages are written.
     """
 
     owner: str

@@ -31,9 +31,9 @@ def resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def for_pool() -> int:
-    """Bytes that a KV pool sized by itself may take."""
-    return int(available() * POOL_SHARE)
+def for_models() -> int:
+    """Bytes that models and their pools may take where nothing else was said."""
+    return int(available() * BUDGET_SHARE)
 
 
 def _cgroup_headroom(cgroup: Path) -> int | None:

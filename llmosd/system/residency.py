@@ -18,85 +18,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llmosd.errors import DoesNotFit
-from llmosd.system.kernel import Kernel
+from llmosd.system.member import Member, ModelEntry, ModelSize
 from llmosd.system.segments import SegmentTable
-from llmosd.system.turns import LAST, Urgency
+from llmosd.system.turns import Urgency
 from llmosd.types import Event, LoadDone, Loaded, LoadFailed, ModelStats, Nanoseconds, PoolSize, State, Unloaded
+
+__all__ = ["ModelEntry", "ModelSize", "Residency"]
 
 UNLIMITED = 1 << 62
 SECOND = 1_000_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSize:
-    """What a model takes of memory when it is loaded (bytes), and how few pages its pool may have."""
-
-    weights: int = 0
-    workspace: int = 0
-    page: int = 0
-    least: int = 1
-
-    def bytes(self, pages: int) -> int:
-        return self.weights + self.workspace + pages * self.page
-
-
-@dataclass(frozen=True, slots=True)
-class ModelEntry:
-    """A model to be known: pinned ones are never unloaded, others after `keep_alive` without work (None: never)."""
-
-    kernel: Kernel
-    size: ModelSize = ModelSize()
-    pinned: bool = False
-    keep_alive: Nanoseconds | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Member:
-    """A model, loaded or not. Times are None where there is nothing to time."""
-
-    kernel: Kernel
-    size: ModelSize
-    pinned: bool
-    keep_alive: Nanoseconds | None
-    resident: bool = False
-    since: Nanoseconds = 0  # when it was loaded
-    used: Nanoseconds = 0  # when it last had work
-    waits: Nanoseconds | None = None  # since when it is a claimant
-    closing: Nanoseconds | None = None  # since when it admits no more requests
-    target: int = 0  # pages that its pool shall have
-    extent: int = 0  # pages whose memory it has
-    loads: int = 0
-    unloads: int = 0
-    load_ns: Nanoseconds = 0
-    unload_ns: Nanoseconds = 0
-
-    @property
-    def name(self) -> str:
-        return self.kernel.model
-
-    @property
-    def most(self) -> int:
-        return self.kernel.limits.pages
-
-    @property
-    def floor(self) -> int:
-        """Pages without which a request that runs or waits could not end."""
-        return max(self.size.least, self.kernel.floor)
-
-    @property
-    def is_short(self) -> bool:
-        return self.resident and self.kernel.pool.total < self.kernel.floor
-
-    @property
-    def admits(self) -> bool:
-        """Whether requests that wait may begin to run; else those that run may go on."""
-        return self.closing is None and self.waits is None
-
-    @property
-    def serves(self) -> bool:
-        """Whether it has something to do that it has the memory for."""
-        kernel = self.kernel
-        return self.resident and not kernel.idle and (self.admits or kernel.running > 0 or kernel.transferring)
 
 
 @dataclass(slots=True)
@@ -148,8 +78,9 @@ class Residency:
         pinned = sum(one.size.bytes(one.size.least) for one in members if one.pinned and one is not member)
         room, size = self.table.budget - self.table.size("", "process") - pinned, member.size
         if size.bytes(member.most) > room:
+            workspace = size.workspace + size.swap
             raise DoesNotFit(
-                f"{member.name} needs {_mib(size.weights)} for weights, {_mib(size.workspace)} of workspace and "
+                f"{member.name} needs {_mib(size.weights)} for weights, {_mib(workspace)} of workspace and "
                 f"{_mib(member.most * size.page)} for pages; of {_mib(self.table.budget)} there are "
                 f"{_mib(room)} for it: give the daemon more `memory`, or the model a smaller `context`",
                 param="model",
@@ -172,11 +103,11 @@ class Residency:
 
     def serving(self) -> list[tuple[Urgency, str]]:
         """Models that the next step can serve."""
-        return [(_urgency(member), member.name) for member in self.members.values() if member.serves]
+        return [(member.urgency, member.name) for member in self.members.values() if member.serves]
 
     def wake_at(self) -> Nanoseconds | None:
         """When a model without work is to be unloaded, if nothing happens until then."""
-        return min((at for member in self.members.values() if (at := self._expires(member)) is not None), default=None)
+        return min((at for member in self.members.values() if (at := member.expires()) is not None), default=None)
 
     # ---- before a step
 
@@ -186,7 +117,7 @@ class Residency:
         if claimant is None:
             self._close(set(), now)
             for member in self.members.values():
-                if (at := self._expires(member)) is not None and at <= now:
+                if (at := member.expires()) is not None and at <= now:
                     self._unload(member, "idle", change)
         elif self._is_stuck(claimant, now) or not self._make_room(claimant, now, change):
             return change
@@ -214,7 +145,7 @@ class Residency:
             if member.waits is not None and member.kernel.idle:
                 member.waits = None
             if member.waits is not None:
-                waiting.append((_urgency(member), member.waits, member.name))
+                waiting.append((member.urgency, member.waits, member.name))
         return self.members[min(waiting)[2]] if waiting else None
 
     def _make_room(self, claimant: Member, now: Nanoseconds, change: Change) -> bool:
@@ -295,6 +226,7 @@ class Residency:
             return
         self.table.resize(member.name, "weights", size.weights)
         self.table.resize(member.name, "workspace", size.workspace)
+        self.table.resize(member.name, "swap", size.swap)
         member.kernel.resize(pages)
         member.extent = pages
         self.table.resize(member.name, "pool", pages * size.page)
@@ -356,7 +288,7 @@ class Residency:
     # ---- small things
 
     def stats(self) -> tuple[ModelStats, ...]:
-        return tuple(map(_stats, self.members.values()))
+        return tuple(member.stats() for member in self.members.values())
 
     def _residents(self) -> Iterator[Member]:
         return (member for member in self.members.values() if member.resident)
@@ -370,57 +302,24 @@ class Residency:
         """Pages more for which memory is free."""
         return self.table.free // member.size.page if member.size.page else member.most
 
-    def _expires(self, member: Member) -> Nanoseconds | None:
-        lasts = member.pinned or member.keep_alive is None or not member.resident or not member.kernel.idle
-        return None if lasts or member.keep_alive is None else member.used + member.keep_alive
-
     def check(self) -> None:
         self.table.check()
         for member in self.members.values():
-            sizes = [self.table.size(member.name, kind) for kind in ("weights", "workspace", "pool")]
+            sizes = [self.table.size(member.name, kind) for kind in ("weights", "workspace", "swap", "pool")]
             pool, size = member.kernel.pool, member.size
             if member.resident:
-                assert sizes[:2] == [size.weights, size.workspace], f"{member.name} has {sizes}"
+                assert sizes[:3] == [size.weights, size.workspace, size.swap], f"{member.name} has {sizes}"
                 assert pool.extent <= member.extent, f"{member.name} uses {pool.extent} pages and has {member.extent}"
-                assert sizes[2] == member.extent * size.page, f"{member.name} has other pages than its segment"
+                assert sizes[3] == member.extent * size.page, f"{member.name} has other pages than its segment"
             else:
                 assert (sum(sizes), pool.extent) == (0, 0), f"{member.name} has memory and is not loaded"
                 assert not member.kernel.running, f"{member.name} runs and is not loaded"
-
-
-def _urgency(member: Member) -> Urgency:
-    urgency = member.kernel.urgency
-    return LAST if urgency is None else urgency
 
 
 def _worth(member: Member) -> tuple[bool, bool, Nanoseconds]:
     """Smaller goes first."""
     busy = not member.kernel.idle
     return member.pinned, busy, member.since if busy else member.used
-
-
-def _stats(member: Member) -> ModelStats:
-    pool = member.kernel.pool
-    return ModelStats(
-        name=member.name,
-        resident=member.resident,
-        pinned=member.pinned,
-        running=member.kernel.running,
-        waiting=len(member.kernel.policy),
-        page_tokens=member.kernel.limits.page_tokens,
-        page_bytes=member.size.page,
-        pages_total=pool.total,
-        pages_used=pool.used,
-        pages_cached=pool.cache.idle,
-        pages_least=member.size.least,
-        pages_most=member.most,
-        weights=member.size.weights,
-        workspace=member.size.workspace,
-        loads=member.loads,
-        unloads=member.unloads,
-        load_ns=member.load_ns,
-        unload_ns=member.unload_ns,
-    )
 
 
 def _mib(size: int) -> str:

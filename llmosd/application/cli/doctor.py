@@ -146,8 +146,8 @@ def _daemon(settings: Config) -> Iterator[Finding]:
 def _memory(_settings: Config) -> Iterator[Finding]:
     from llmosd.hardware import memory, processors
 
-    pool = f"a KV pool may take {decimal(memory.for_pool())}"
-    yield Finding("memory", GOOD, f"{decimal(memory.available())} available; {pool}")
+    models = f"models and their KV pools may take {decimal(memory.for_models())}"
+    yield Finding("memory", GOOD, f"{decimal(memory.available())} available; {models}")
     yield Finding("processors", GOOD, f"{processors.usable_cores()} for the engine, {os.cpu_count()} logical")
 
 

@@ -126,17 +126,20 @@ def _label(user: str | None) -> str:
 
 
 class Distribution(Collector):
-    """A histogram that one thread feeds, many times a step: adding takes no lock and is one search of the bounds."""
+    """Histograms by model that one thread feeds, many times a step: adding is one search of bounds, without a lock."""
 
     def __init__(self, name: str, documentation: str, model: str, bounds: Sequence[float]) -> None:
-        self._name, self._documentation, self._model = name, documentation, model
+        """There is one of `model` from the start."""
+        self._name, self._documentation = name, documentation
         self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)  # the last: above all bounds
-        self._sum = 0.0
+        self._counts = {model: [0] * (len(bounds) + 1)}  # the last: above all bounds
+        self._sums = {model: 0.0}
 
-    def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+    def observe(self, value: float, model: str) -> None:
+        if model not in self._sums:
+            self._counts[model], self._sums[model] = [0] * (len(self._bounds) + 1), 0.0
+        self._counts[model][bisect_left(self._bounds, value)] += 1
+        self._sums[model] += value
 
     def describe(self) -> Iterable[Metric]:
         return [self._family()]
@@ -144,7 +147,8 @@ class Distribution(Collector):
     def collect(self) -> Iterable[Metric]:
         family = self._family()
         names = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
-        family.add_metric([self._model], list(zip(names, accumulate(self._counts), strict=True)), self._sum)
+        for model, counts in self._counts.items():
+            family.add_metric([model], list(zip(names, accumulate(counts), strict=True)), self._sums[model])
         yield family
 
     def _family(self) -> HistogramMetricFamily:

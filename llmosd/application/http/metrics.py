@@ -51,6 +51,7 @@ _FINISHED_REASON = {State.CANCELLED: "abort", State.FAILED: "error"}
 class _Life:
     """What is remembered of a live request to time it."""
 
+    model: str
     arrived: Nanoseconds
     accepted: Nanoseconds
     prompt_tokens: int
@@ -119,11 +120,13 @@ class Metrics:
         def counter(name: str, documentation: str, *labels: str) -> Counter:
             return Counter(name, documentation, ("model_name", *labels), registry=self.registry)
 
-        self._prompt_tokens = counter("vllm:prompt_tokens", "Prompt tokens prefilled, each once").labels(self._model)
+        self._prompt_tokens = counter("vllm:prompt_tokens", "Prompt tokens prefilled, each once")
         self._success = counter("vllm:request_success", "Ended choices", "finished_reason")
         self._preemptions = counter("llmos_preemptions", "Preemptions", "reason")
-        self._run = counter("llmos_step_run_seconds", "Step time inside ONNX Runtime").labels(self._model)
-        self._overhead = counter("llmos_step_overhead_seconds", "Step time outside ONNX Runtime").labels(self._model)
+        self._run = counter("llmos_step_run_seconds", "Step time inside ONNX Runtime")
+        self._overhead = counter("llmos_step_overhead_seconds", "Step time outside ONNX Runtime")
+        for metric in (self._prompt_tokens, self._run, self._overhead):
+            metric.labels(self._model)  # is there from the start
         self._http = Counter(
             "llmos_http_requests", "Answered HTTP requests", ("method", "route", "status"), registry=self.registry
         )
@@ -139,43 +142,46 @@ class Metrics:
         match event:
             case Accepted(request=view):
                 accepted = view.arrived + view.times.total
-                self._lives[view.id] = _Life(view.arrived, accepted, view.prompt_tokens, first=view.first_token)
+                self._lives[view.id] = _Life(
+                    view.model, view.arrived, accepted, view.prompt_tokens, first=view.first_token
+                )
             case StateChanged(id=id, new=State.PREFILL) if life := self._lives.get(id):
                 if life.scheduled is None and life.first is None:  # a restored request may have been timed already
                     life.scheduled = event.now
-            case StateChanged(is_preemption=True, reason=reason):
-                self._preemptions.labels(self._model, reason).inc()
+            case StateChanged(id=id, is_preemption=True, reason=reason) if life := self._lives.get(id):
+                self._preemptions.labels(life.model, reason).inc()
             case Ended(request=view, now=now) if life := self._lives.pop(view.id, None):
                 self._on_ended(life, view, now)
 
     def _on_tokens(self, life: _Life, output: Output) -> None:
         if life.first is None:
             life.first = output.now
-            self._ttft.observe(_s(output.now - life.arrived))
-            self._prompt_tokens.inc(life.prompt_tokens)
+            self._ttft.observe(_s(output.now - life.arrived), life.model)
+            self._prompt_tokens.labels(life.model).inc(life.prompt_tokens)
         if (last := life.last.get(output.choice)) is not None:
             for _ in output.tokens:  # a step that brings several shares its time among them
-                self._itl.observe(_s(output.now - last) / len(output.tokens))
+                self._itl.observe(_s(output.now - last) / len(output.tokens), life.model)
         life.last[output.choice] = output.now
 
     def _on_ended(self, life: _Life, view: RequestView, now: Nanoseconds) -> None:
         if reason := _FINISHED_REASON.get(view.state):
-            self._success.labels(self._model, reason).inc()
+            self._success.labels(life.model, reason).inc()
             return
         for reason in (view.finish or "").split(","):
-            self._success.labels(self._model, reason).inc()
-        self._e2e.observe(_s(now - life.arrived))
-        self._preempted.observe(_s(view.times.preempted + view.times.swapped))
+            self._success.labels(life.model, reason).inc()
+        self._e2e.observe(_s(now - life.arrived), life.model)
+        self._preempted.observe(_s(view.times.preempted + view.times.swapped), life.model)
         if life.scheduled is not None and life.first is not None:
-            self._queue.observe(_s(life.scheduled - life.accepted))
-            self._prefill.observe(_s(life.first - life.scheduled))
-            self._decode.observe(_s(max(life.last.values()) - life.first))
+            self._queue.observe(_s(life.scheduled - life.accepted), life.model)
+            self._prefill.observe(_s(life.first - life.scheduled), life.model)
+            self._decode.observe(_s(max(life.last.values()) - life.first), life.model)
 
     def _on_step(self, step: StepStats) -> None:
-        self._iteration.observe(step.prefill_tokens + step.decode_tokens + step.accepted)
-        self._step.observe(_s(step.total_ns))
-        self._run.inc(_s(step.run_ns))
-        self._overhead.inc(_s(max(0, step.total_ns - step.run_ns)))
+        model = step.model or self._model
+        self._iteration.observe(step.prefill_tokens + step.decode_tokens + step.accepted, model)
+        self._step.observe(_s(step.total_ns), model)
+        self._run.labels(model).inc(_s(step.run_ns))
+        self._overhead.labels(model).inc(_s(max(0, step.total_ns - step.run_ns)))
 
 
 def _s(time: Nanoseconds) -> float:
