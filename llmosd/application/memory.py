@@ -14,7 +14,8 @@ TOP_USERS = 20
 class SegmentInfo:
     """A part of the memory budget, which is an address space of its own.
 
-    `kind` is process, weights, workspace, pool, or swap: its buffers. `owner` is a model, empty for the daemon itself. A pool's memory comes as pages are written.
+    `kind` is process, weights, workspace, pool, or swap: its buffers. `owner` is a model, empty for the daemon itself.
+    A pool's memory comes as pages are written.
     """
 
     owner: str
