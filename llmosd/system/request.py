@@ -221,6 +221,8 @@ class Request:
             swapped_pages=len(self.image.distinct) if self.image else 0,
             error=self.error,
             label=self.spec.label,
+            session=self.spec.session or self.id,
+            service_class=self.spec.service_class,
         )
 
     def _cached_tokens(self) -> int:

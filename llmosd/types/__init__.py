@@ -44,6 +44,7 @@ from llmosd.types.requests import (
     RequestView,
     Sampling,
     SequenceId,
+    ServiceClass,
     State,
     TimeSplit,
 )
@@ -102,6 +103,7 @@ __all__ = [
     "SequencePlan",
     "SequenceResult",
     "SequenceStart",
+    "ServiceClass",
     "State",
     "StateChanged",
     "StepResult",

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 Nanoseconds = int
 RequestId = str
 SequenceId = int
 
 NICE_MIN, NICE_MAX = -20, 19
+
+ServiceClass = Literal["interactive", "batch"]
+"""Somebody waits for it, or nobody does: batch ranks behind all that is interactive."""
 
 
 class State(StrEnum):
@@ -75,6 +79,8 @@ class RequestSpec:
     created_at: float = 0.0
     label: str = ""  # short control-character-free text for a monitor; empty unless the user asked for it
     cache_salt: str = ""  # requests share prefixes with those of the same salt only
+    session: str = ""  # what it is part of, as a conversation; empty: it stands alone
+    service_class: ServiceClass = "interactive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,3 +156,5 @@ class RequestView:
     page_ns: int = 0  # integral of the pages it held over time, page·nanoseconds
     waits_for: str = ""  # what keeps it from running, in words, where that is not its place in the queue
     swapped_pages: int = 0  # in the swap space or on the way there or back
+    session: str = ""  # its own id where it stands alone
+    service_class: ServiceClass = "interactive"
