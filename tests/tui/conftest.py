@@ -48,7 +48,7 @@ class LocalBroker:
         self._wait_until_it_listens()
 
     def _wait_until_it_listens(self) -> None:
-        for _ in range(200):
+        for _ in range(3000):
             with socket.socket() as attempt:
                 if attempt.connect_ex(("127.0.0.1", self.port)) == 0:
                     return

@@ -5,76 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from textual.pilot import Pilot
 
 from llmos_top.app import LlmosTop
 from llmos_top.feed import Feed
 from llmos_top.glyphs import ASCII, UNICODE
 from llmos_top.keys import KEYS
 from llmos_top.widgets.dialogs import Confirm, Help
-from llmos_top.widgets.request_table import RequestTable
+from llmosd.application.endpoint import Endpoint
 from tests.api.api_house import House, open_house
-from tests.tui.conftest import LocalBroker, Publisher, speaking
+from tests.tui.conftest import LocalBroker, speaking
+from tests.tui.desk import Desk, Still, desk
 from tests.tui.frames import row
-from tests.tui.screen_text import screen_text
-
-
-@dataclass
-class Desk:
-    """A monitor in front of somebody, and the daemon it watches."""
-
-    app: LlmosTop
-    pilot: Pilot[None]
-    daemon: Publisher
-
-    @property
-    def table(self) -> RequestTable:
-        return self.app.screen_stack[0].query_one(RequestTable)
-
-    @property
-    def selected(self) -> str:
-        assert self.table.selected is not None
-        return self.table.selected.id
-
-    @property
-    def text(self) -> str:
-        return screen_text(self.app)
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(30):
-            while not condition():
-                await self.pilot.pause(0.05)
-
-    async def shows(self, words: str) -> None:
-        await self.until(lambda: words in self.text)
-
-    async def frame(self, seq: int, **changes: Any) -> None:
-        """Publish a Frame and wait until it is on the screen."""
-        await self.daemon.frame(seq, **changes)
-        await self.until(lambda: self.app.state.frame is not None and self.app.state.frame.seq == seq)
-        self.app.paint()
-        await self.pilot.pause()
-
-    async def press(self, *keys: str) -> None:
-        await self.pilot.press(*keys)
-        await self.pilot.pause()
-
-
-@asynccontextmanager
-async def desk(
-    broker: LocalBroker, node: str, size: tuple[int, int] = (120, 40), glyphs: Any = UNICODE, **options: Any
-) -> AsyncIterator[Desk]:
-    app = LlmosTop(Feed(broker.endpoint, node), glyphs, node=node, **options)
-    async with app.run_test(size=size) as pilot, speaking(broker, node) as daemon:
-        made = Desk(app, pilot, daemon)
-        await made.until(lambda: app.state.broker == "up")
-        await daemon.status()
-        await made.frame(1)
-        yield made
 
 
 def ids(*numbers: int) -> list[str]:
@@ -86,21 +31,10 @@ def ids(*numbers: int) -> list[str]:
 
 async def test_a_live_daemon_is_on_the_screen(broker: LocalBroker, node: str) -> None:
     async with desk(broker, node) as top:
-        await top.shows("● LIVE")
-        for words in (
-            node,
-            "running   7/8",
-            "used ",
-            "first token",
-            "out ",
-            "cpu ",
-            "M/M/1 predicts",
-            "Amdahl",
-            *ids(0, 10),
-        ):
-            assert words in top.text
+        panels = ("running   7/8", "used ", "first token", "out ", "cpu ", "M/M/1 predicts", "Amdahl")
+        await top.shows("● LIVE", node, *panels, *ids(0, 10))
         await top.frame(2, requests=3)
-        assert ids(10)[0] not in top.text
+        await top.shows(ids(0)[0], but=(ids(10)[0],))
 
 
 async def test_an_event_reaches_the_last_line(broker: LocalBroker, node: str) -> None:
@@ -119,7 +53,7 @@ async def test_every_size_shows_the_requests(broker: LocalBroker, node: str) -> 
 async def test_ascii_means_ascii(broker: LocalBroker, node: str) -> None:
     async with desk(broker, node, (120, 40), ASCII) as top:
         await top.shows("* LIVE")
-        assert [c for c in top.text if not c.isascii()] == []
+        await top.until(lambda: top.text.isascii())
 
 
 async def test_growing_and_shrinking_changes_the_form(broker: LocalBroker, node: str) -> None:
@@ -128,7 +62,7 @@ async def test_growing_and_shrinking_changes_the_form(broker: LocalBroker, node:
         await top.pilot.resize_terminal(120, 40)
         await top.shows("Utilisation")
         await top.pilot.resize_terminal(60, 12)
-        await top.until(lambda: "Utilisation" not in top.text and "run " in top.text)
+        await top.shows("run ", but=("Utilisation",))
 
 
 # ---------------------------------------------------------------- trouble
@@ -137,8 +71,7 @@ async def test_growing_and_shrinking_changes_the_form(broker: LocalBroker, node:
 async def test_a_last_will_is_said_and_recovered_from(broker: LocalBroker, node: str) -> None:
     async with desk(broker, node) as top:
         await top.daemon.status("offline")
-        await top.shows("✕ DAEMON DOWN")
-        assert "llmosd start" in top.text and "last known" in top.text and ids(0)[0] in top.text
+        await top.shows("✕ DAEMON DOWN", "llmosd start", "last known", ids(0)[0])
         await top.press("x")
         await top.shows("not possible now")
         assert not isinstance(top.app.screen, Confirm)
@@ -148,15 +81,15 @@ async def test_a_last_will_is_said_and_recovered_from(broker: LocalBroker, node:
 
 
 async def test_a_lost_broker_is_said_and_recovered_from(own_broker: LocalBroker, node: str) -> None:
-    app = LlmosTop(Feed(own_broker.endpoint, node), UNICODE, node=node)
+    clock = Still()
+    app = LlmosTop(Feed(own_broker.endpoint, node), UNICODE, node=node, clock=clock.monotonic, wall=clock.wall)
     async with app.run_test(size=(80, 24)) as pilot:
         async with speaking(own_broker, node) as daemon:
             top = Desk(app, pilot, daemon)
             await top.until(lambda: app.state.broker == "up")
             await top.frame(1)
         own_broker.stop()
-        await top.shows("✕ BROKER DOWN")
-        assert "llmosd start" in top.text and ids(0)[0] in top.text
+        await top.shows("✕ BROKER DOWN", "llmosd start", ids(0)[0])
         own_broker.start()
         async with speaking(own_broker, node) as daemon:
             top.daemon = daemon
@@ -166,13 +99,10 @@ async def test_a_lost_broker_is_said_and_recovered_from(own_broker: LocalBroker,
 
 
 async def test_nothing_at_all_is_no_empty_table(node: str) -> None:
-    from llmosd.application.endpoint import Endpoint
-
     app = LlmosTop(Feed(Endpoint("127.0.0.1", 1), node), UNICODE, node=node)
     async with app.run_test(size=(80, 24)) as pilot:
         top = Desk(app, pilot, None)  # type: ignore[arg-type]
-        await top.shows("connection refused")
-        assert "Nothing to show yet" in top.text and "llmosd start" in top.text
+        await top.shows("connection refused", "Nothing to show yet", "llmosd start")
 
 
 # ---------------------------------------------------------------- keys that look
@@ -180,72 +110,80 @@ async def test_nothing_at_all_is_no_empty_table(node: str) -> None:
 
 async def moves(top: Desk) -> None:
     await top.press("down", "j", "down")
-    assert top.selected == ids(3)[0]
+    await top.selects(ids(3)[0])
     await top.press("up", "k")
-    assert top.selected == ids(1)[0]
+    await top.selects(ids(1)[0])
 
 
 async def jumps(top: Desk) -> None:
     await top.press("G")
-    assert top.selected == ids(10)[0]
+    await top.selects(ids(10)[0])
     await top.press("g")
-    assert top.selected == ids(0)[0]
+    await top.selects(ids(0)[0])
     await top.press("end", "home")
-    assert top.selected == ids(0)[0]
+    await top.selects(ids(0)[0])
 
 
 async def pages(top: Desk) -> None:
     await top.frame(2, requests=50)
+    await top.shows("rows 1 to 15")
     await top.press("pagedown")
-    assert top.table.page == top.table.rows.index(top.table.selected)
-    await top.shows(top.selected)
-    assert "rows 2 to 16" in top.text
+    sixteenth = top.table.rows[15].id
+    await top.selects(sixteenth)
+    await top.shows("rows 2 to 16", sixteenth)
     await top.press("pageup")
-    assert top.selected == top.table.rows[0].id
+    await top.selects(top.table.rows[0].id)
 
 
 async def sorts(top: Desk) -> None:
     await top.press("down")
-    kept = top.selected
+    (kept,) = ids(1)
+    await top.selects(kept)
     await top.press("s", "s", "s")
-    assert "sort TOKENS ▼" in top.text
+    await top.shows("sort TOKENS ▼")
     tokens = [r.completion_tokens for r in top.table.rows]
-    assert tokens == sorted(tokens, reverse=True) and top.selected == kept
+    assert tokens == sorted(tokens, reverse=True)
+    await top.selects(kept)
 
 
 async def freezes(top: Desk) -> None:
     await top.press("s", "f")
+    await top.shows("sort AGE", "order frozen")
     before = [r.id for r in top.table.rows]
     shuffled = tuple(replace(row(n), age_s=float(n)) for n in range(11))
     await top.frame(2, requests=shuffled)
     assert [r.id for r in top.table.rows] == before and "order frozen" in top.text
     await top.press("f")
-    assert [r.id for r in top.table.rows] != before and "order frozen" not in top.text
+    await top.lacks("order frozen")
+    assert [r.id for r in top.table.rows] != before
 
 
 async def pauses(top: Desk) -> None:
     await top.press("p")
+    await top.shows("PAUSED")
     await top.frame(2, requests=3)
     assert "PAUSED" in top.text and ids(10)[0] in top.text
     await top.press("p")
-    assert "PAUSED" not in top.text and ids(10)[0] not in top.text
+    await top.lacks("PAUSED", ids(10)[0])
 
 
 async def helps(top: Desk) -> None:
     await top.press("question_mark")
-    assert isinstance(top.app.screen, Help)
-    assert all(key.help in top.text for key in KEYS[:6])
+    await top.shows(*(key.help for key in KEYS[:6]))
     await top.press("escape")
-    assert not isinstance(top.app.screen, Help)
-    await top.press("f1", "q")
-    assert not isinstance(top.app.screen, Help) and top.app.is_running
+    await top.closes()
+    await top.press("f1")
+    await top.until(lambda: isinstance(top.app.screen, Help))
+    await top.press("q")
+    await top.closes()
+    assert top.app.is_running
 
 
 async def retries(top: Desk) -> None:
     feed = top.app._source
     assert isinstance(feed, Feed)
     await top.press("ctrl+r")
-    assert feed.retry.is_set()
+    await top.until(feed.retry.is_set)
 
 
 async def quits(top: Desk) -> None:
@@ -279,20 +217,21 @@ async def test_a_key_that_looks(broker: LocalBroker, node: str, look: Callable[[
 async def test_the_selection_follows_its_request_not_its_place(broker: LocalBroker, node: str) -> None:
     async with desk(broker, node) as top:
         await top.press("down", "down", "down")
+        await top.selects(ids(3)[0])
         await top.frame(2, requests=tuple(row(n) for n in (3, 5, 8)))
-        assert top.selected == ids(3)[0]
+        await top.selects(ids(3)[0])
         await top.frame(3, requests=tuple(row(n) for n in (5, 8)))
-        assert top.selected == ids(5)[0]
+        await top.selects(ids(5)[0])
 
 
 async def test_the_mouse_selects_rows_and_sorts_by_titles(broker: LocalBroker, node: str) -> None:
     async with desk(broker, node, (80, 24)) as top:
         place = next(y for y, each in enumerate(top.text.splitlines()) if ids(4)[0] in each)
         await top.pilot.click(offset=(10, place))
-        assert top.selected == ids(4)[0]
+        await top.selects(ids(4)[0])
         title = top.text.splitlines()[place - 5]
         await top.pilot.click(offset=(title.index("OUT"), place - 5))
-        assert "sort TOKENS" in top.text
+        await top.shows("sort TOKENS")
 
 
 # ---------------------------------------------------------------- keys that act
@@ -302,7 +241,7 @@ async def test_the_mouse_selects_rows_and_sorts_by_titles(broker: LocalBroker, n
 async def desk_with_requests(broker: LocalBroker, node: str, **options: Any) -> AsyncIterator[tuple[Desk, House]]:
     """Three requests that run slowly in a real daemon, and the Frame that shows them."""
     async with open_house() as house:
-        house.executor.pause_s = 0.05
+        house.executor.pause_s = 0.1  # they last for a minute
         waiting = [
             asyncio.create_task(
                 house.http.post(
@@ -318,6 +257,7 @@ async def desk_with_requests(broker: LocalBroker, node: str, **options: Any) -> 
             rows = tuple(replace(row(n), id=f"job-{n}", nice=0) for n in range(3))
             async with desk(broker, node, **options) as top:
                 await top.frame(2, requests=rows, http=house.url)
+                await top.shows("job-0", "job-2")
                 yield top, house
         finally:
             house.executor.pause_s = 0.0
@@ -329,7 +269,8 @@ async def desk_with_requests(broker: LocalBroker, node: str, **options: Any) -> 
 async def test_x_cancels_the_selected_request_once_confirmed(broker: LocalBroker, node: str) -> None:
     async with desk_with_requests(broker, node) as (top, house):
         await top.press("down", "x")
-        assert isinstance(top.app.screen, Confirm) and "job-1" in top.text
+        await top.asks(Confirm)
+        await top.shows("Cancel request job-1")
         await top.press("y")
         await top.shows("cancelled job-1")
         assert (await house.service.get("job-1")).state == "cancelled"
@@ -340,15 +281,17 @@ async def test_every_way_out_but_yes_means_no(broker: LocalBroker, node: str) ->
     async with desk_with_requests(broker, node) as (top, house):
         for no in ("enter", "n", "escape", "q"):
             await top.press("x")
-            assert isinstance(top.app.screen, Confirm)
+            await top.asks(Confirm)
             await top.press(no)
-            assert not isinstance(top.app.screen, Confirm) and top.app.is_running
+            await top.closes()
+        assert top.app.is_running
         assert (await house.service.get("job-0")).state != "cancelled"
 
 
 async def test_the_dialog_keeps_its_request_while_rows_move(broker: LocalBroker, node: str) -> None:
     async with desk_with_requests(broker, node) as (top, house):
         await top.press("x")
+        await top.asks(Confirm)
         await top.frame(3, requests=tuple(replace(row(n), id=f"job-{n}") for n in (2, 1)), http=house.url)
         await top.press("tab", "enter")
         await top.shows("cancelled job-0")
@@ -378,7 +321,9 @@ async def test_z_suspends_and_lets_go_on(broker: LocalBroker, node: str) -> None
 async def test_the_daemons_own_words_are_shown_when_it_refuses(broker: LocalBroker, node: str) -> None:
     async with desk_with_requests(broker, node) as (top, house):
         await top.frame(3, requests=(replace(row(1), id="long-gone"),), http=house.url)
-        await top.press("x", "y")
+        await top.press("x")
+        await top.asks(Confirm)
+        await top.press("y")
         await top.shows("no live request long-gone")
 
 

@@ -43,7 +43,7 @@ async def following(feed: Feed) -> AsyncIterator[list[Message]]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  messages come when they come
             await asyncio.sleep(0.02)
 

@@ -32,7 +32,7 @@ from llmosd.errors import LlmosError
 from llmosd.wire import UNREADABLE, VERSION, EventMessage, Frame, Status
 
 FIRST_DELAY_S, LAST_DELAY_S = 0.5, 30.0
-CONNECT_S = 2.0
+CONNECT_S = 5.0
 KEEPALIVE_S = 10  # a half-open connection is noticed after one and a half of these
 POLL_S = 1.0
 

@@ -22,18 +22,21 @@ LIVE, DAEMON_DOWN, BROKER_DOWN, STALE = 0, 3, 4, 5
 
 
 async def look(feed: Feed) -> State:
-    """What is known as soon as a live Frame or a certain answer came, else after 2.5 s."""
+    """What is known as soon as a live Frame or a certain answer came, else 2.5 s after the broker took us in."""
     state = State(node=feed.node, pinned=feed.node is not None, broker_since=time.monotonic())
-    decided = asyncio.Event()
+    answered, decided = asyncio.Event(), asyncio.Event()
 
     def deliver(message: Message) -> None:
         nonlocal state
         state = reduce(state, message, time.monotonic())
+        if state.broker is not Broker.CONNECTING:
+            answered.set()
         if _certain(state):
             decided.set()
 
     following = asyncio.create_task(feed.follow(deliver), name="feed")
     try:
+        await answered.wait()  # bounded by the feed's own time to connect
         async with asyncio.timeout(LOOK_S):
             await decided.wait()
     except TimeoutError:
