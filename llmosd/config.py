@@ -114,6 +114,12 @@ class Config:
         True, "keep pages of past prompts and answers, and share those with a common beginning"
     )
     queue_limit: int = _option(1024, "requests that may wait", range_=POSITIVE)
+    stream_buffer: int = _option(
+        256, "tokens kept for a client that reads slowly; with more its request pauses", range_=POSITIVE
+    )
+    stream_timeout: int = _option(
+        300, "seconds after which a paused request is cancelled if its client has read nothing", range_=POSITIVE
+    )
     log_prompts: bool = _option(False, "show and store the beginning of each prompt")
     log_level: str = _option("info", "least severe log line", choices=("debug", "info", "warning", "error"))
     quotas: Quotas = UNLIMITED

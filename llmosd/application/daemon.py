@@ -25,6 +25,7 @@ from llmosd.application.broker import ensure_broker
 from llmosd.application.bus import Bus
 from llmosd.application.engine import Batch, ThreadEngine
 from llmosd.application.eventlog import EventLog
+from llmosd.application.flow import BackPressure
 from llmosd.application.frames import FrameBuilder, Identity
 from llmosd.application.gauges import offer_metrics
 from llmosd.application.hibernation import Hibernation
@@ -131,7 +132,8 @@ class Daemon:
             loop.call_soon_threadsafe(self._service.dispatch, batch)
 
         self._engine = ThreadEngine(assembly, deliver)
-        self._service = Service(self._engine, on_accept=store.record_accepted)
+        back_pressure = BackPressure(config.stream_buffer, config.stream_timeout)
+        self._service = Service(self._engine, on_accept=store.record_accepted, back_pressure=back_pressure)
         self._metrics = Metrics(config.model)
         self._events = EventLog(config.node)
         status = Status(config.node, "online", time.time(), os.getpid(), record.http, record.started_at)

@@ -19,6 +19,7 @@ from llmosd.application.engine_messages import (
     Hibernate,
     Inspect,
     PageContents,
+    Pause,
     ReadPages,
     Renice,
     Reply,
@@ -26,6 +27,7 @@ from llmosd.application.engine_messages import (
     Resume,
     Submit,
     Suspend,
+    Unpause,
 )
 from llmosd.system.executor import Executor
 from llmosd.system.kernels import Kernels
@@ -41,6 +43,7 @@ __all__ = [
     "Hibernate",
     "Inspect",
     "PageContents",
+    "Pause",
     "ReadPages",
     "Renice",
     "Reply",
@@ -49,6 +52,7 @@ __all__ = [
     "Submit",
     "Suspend",
     "ThreadEngine",
+    "Unpause",
 ]
 
 log = logging.getLogger(__name__)

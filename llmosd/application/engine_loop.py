@@ -21,6 +21,7 @@ from llmosd.application.engine_messages import (
     Hibernate,
     Inspect,
     PageContents,
+    Pause,
     ReadPages,
     Renice,
     Reply,
@@ -28,6 +29,7 @@ from llmosd.application.engine_messages import (
     Resume,
     Submit,
     Suspend,
+    Unpause,
 )
 from llmosd.errors import LlmosError, StepError, Unavailable
 from llmosd.system.executor import Executor, PageStore
@@ -184,6 +186,12 @@ class Loop:
                 view, moved = kernel.resume(id, now)
                 events += moved
                 return view
+            case Pause(id=id):
+                events += kernel.pause(id, now)
+                return None
+            case Unpause(id=id):
+                events += kernel.unpause(id, now)
+                return None
             case Hibernate(ids=ids):
                 return self._hibernate(ids, now, events)
             case ReadPages(id=id):

@@ -54,6 +54,22 @@ class Resume:
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """Its client reads too slowly. Answered with None, as all that concerns the flow to a client."""
+
+    ticket: int
+    id: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class Unpause:
+    """Its client has read what there was."""
+
+    ticket: int
+    id: RequestId
+
+
+@dataclass(frozen=True, slots=True)
 class Hibernate:
     """Suspends these requests, all live ones where `ids` is None; answered with a tuple of their snapshots."""
 
@@ -103,7 +119,9 @@ class Inspect:
     ticket: int
 
 
-Command = Submit | Cancel | Renice | Suspend | Resume | Hibernate | ReadPages | Restore | AddModel | Inspect
+Command = (
+    Submit | Cancel | Renice | Suspend | Resume | Pause | Unpause | Hibernate | ReadPages | Restore | AddModel | Inspect
+)
 Answer = RequestView | KernelStats | tuple[Snapshot, ...] | PageContents | None
 
 

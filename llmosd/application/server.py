@@ -15,6 +15,7 @@ from starlette.applications import Starlette
 from llmosd.errors import ConfigError
 
 BACKLOG = 2048
+SEND_BUFFER = 64 * 2**10  # bytes that the system keeps of what a client has not read; it may double them
 CLOSE_S = 5  # that open connections get to take their last bytes
 
 
@@ -26,6 +27,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as exc:
         raise ConfigError(f"{host} is no address of this machine: {exc.strerror}", param="host") from exc
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # connections inherit it
     try:
         listener.bind(address)
     except OSError as exc:

@@ -32,6 +32,7 @@ from llmosd.application.engine import (
     Submit,
     Suspend,
 )
+from llmosd.application.flow import DEFAULT, BackPressure, Flow
 from llmosd.application.roster import HISTORY, Roster
 from llmosd.application.stream import RequestStream
 from llmosd.application.transcript import Transcript
@@ -75,15 +76,22 @@ class Service:
     """
 
     def __init__(
-        self, engine: Engine, *, on_accept: OnAccept = _nothing_to_record, clock: Callable[[], int] = time.monotonic_ns
+        self,
+        engine: Engine,
+        *,
+        on_accept: OnAccept = _nothing_to_record,
+        clock: Callable[[], int] = time.monotonic_ns,
+        back_pressure: BackPressure = DEFAULT,
     ) -> None:
         self.phase = Phase.STARTING
         self.stats: KernelStats | None = None
         self.inspected: KernelStats | None = None  # with requests, users and pools
         self._engine = engine
-        self._on_accept = on_accept
-        self.clock = clock
         self._tickets = itertools.count(1)
+        self._on_accept = on_accept
+        self._flow = Flow(engine, self._tickets)
+        self._back_pressure = back_pressure
+        self.clock = clock
         self._replies: dict[int, asyncio.Future[Any]] = {}
         self._opening: dict[int, RequestId] = {}  # tickets of submits that are not answered yet
         self.roster = Roster(lambda: self.clock())
@@ -260,8 +268,4 @@ class Service:
 
     def _open(self, ticket: int, id: RequestId, transcript: Transcript) -> RequestStream:
         self._opening[ticket] = id
-        return self.roster.open(RequestStream(id, transcript, self._abandon))
-
-    def _abandon(self, id: RequestId, reason: str) -> None:
-        """Cancel without waiting for it; its end comes as an event."""
-        self._engine.post(Cancel(next(self._tickets), id, reason))
+        return self.roster.open(RequestStream(id, transcript, self._flow, self._back_pressure))

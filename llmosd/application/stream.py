@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
+from llmosd.application.flow import BackPressure, Flow
 from llmosd.application.transcript import Transcript
 from llmosd.errors import Cancelled, LlmosError, StepError, Unavailable
 from llmosd.types import Output, RequestId, RequestView, State
@@ -13,8 +14,9 @@ from llmosd.types import Output, RequestId, RequestView, State
 class RequestStream:
     """Outputs of one live request in order, read by `together` for the client that asked.
 
-    What is not read is kept: at most max_tokens × n outputs, so a slow reader holds that much and no more. `view` is
-    there once the request is accepted and is replaced by the final one when it ended.
+    What is not read is kept. When that is much the request pauses, until all of it is taken or the time for that is
+    over; what was on its way by then comes on top, a few tokens. `view` is there once the request is accepted and is
+    replaced by the final one when it ended.
 
     A request that stands still by command, or has an image on disk, outlives its client; from then on others may read
     its transcript.
@@ -27,17 +29,23 @@ class RequestStream:
     durable = False  # it has an image, or is about to
     open_to_all = False
 
-    def __init__(self, id: RequestId, transcript: Transcript, cancel: Callable[[RequestId, str], None]) -> None:
+    def __init__(self, id: RequestId, transcript: Transcript, flow: Flow, limit: BackPressure) -> None:
         self.id = id
         self.transcript = transcript
-        self._cancel = cancel
+        self._flow = flow
+        self._limit = limit
         self.news = asyncio.Event()  # set by every output and by the end; `together` makes streams share one
         self._outputs: list[Output] = []
+        self._unread = 0  # tokens
+        self._full: asyncio.TimerHandle | None = None  # while it is: what happens if nobody reads
         self._reason = "no reason given"
 
     def take(self) -> list[Output]:
         """What came since it was last called."""
-        outputs, self._outputs = self._outputs, []
+        outputs, self._outputs, self._unread = self._outputs, [], 0
+        if self._full:
+            self._empty()
+            self._flow.unpause(self.id)
         return outputs
 
     def close(self, reason: str) -> None:
@@ -47,19 +55,26 @@ class RequestStream:
         if self.suspended or self.durable:
             self.finish(None)
         else:
-            self._cancel(self.id, reason)
+            self._flow.cancel(self.id, reason)
 
     def put(self, output: Output) -> None:
         self.transcript.add(output)
-        if not self.over:
-            self._outputs.append(output)
-            self.news.set()
+        if self.over:
+            return
+        self._outputs.append(output)
+        self._unread += len(output.tokens)
+        if self._unread >= self._limit.tokens and not self._full:
+            self._full = asyncio.get_running_loop().call_later(self._limit.timeout_s, self._give_up)
+            self._flow.pause(self.id)
+        self.news.set()
 
     def moved(self, new: State, reason: str) -> None:
         """Along the state table; `reason` may be why it is about to end."""
         self._reason = reason
         self.suspended = new is State.SUSPENDED
         self.open_to_all |= self.suspended
+        if self._full and new is State.DECODE:  # a person resumed it
+            self._flow.pause(self.id)
 
     def end(self, view: RequestView, *, by_stop: bool = False) -> None:
         """`by_stop`: if it failed, then because the engine was stopped, not by an error of its own."""
@@ -72,7 +87,21 @@ class RequestStream:
         """No output follows."""
         if not self.over:
             self.over, self.error = True, error
+            self._empty()
             self.news.set()
+
+    def _empty(self) -> None:
+        if self._full:
+            self._full.cancel()
+            self._full = None
+
+    def _give_up(self) -> None:
+        reason = f"its client read nothing for {self._limit.timeout_s:g} s"
+        if self.suspended or self.durable:
+            rest = f"/v1/requests/{self.id}/stream has the rest"
+            self.finish(Cancelled(f"the stream of request {self.id} was given up: {reason}; {rest}"))
+        else:
+            self._flow.cancel(self.id, reason)
 
     def _ending(self, view: RequestView, by_stop: bool) -> LlmosError | None:
         if view.state is State.CANCELLED:

@@ -31,6 +31,7 @@ from llmosd.system.transplant import Transplants
 from llmosd.system.turns import Urgency
 from llmosd.types import (
     ENDED,
+    STANDING,
     UNLIMITED,
     Accepted,
     Ended,
@@ -184,7 +185,9 @@ class Kernel:
         """
         self._advance(now)
         request = self._find(id)
-        events = self._scheduler.suspend(request, now) if request.state is not State.SUSPENDED else []
+        events = list[Event]()
+        if request.state is not State.SUSPENDED:
+            events += self._scheduler.suspend(request, State.SUSPENDED, "a person", now)
         return self._view(request), events
 
     def resume(self, id: RequestId, now: Nanoseconds) -> tuple[RequestView, list[Event]]:
@@ -194,8 +197,27 @@ class Kernel:
         """
         self._advance(now)
         request = self._find(id)
-        events = self._scheduler.resume(request, now) if request.state is State.SUSPENDED else []
+        events = list[Event]()
+        if request.state is State.SUSPENDED:
+            events += self._scheduler.resume(request, "a person", now)
         return self._view(request), events
+
+    def pause(self, id: RequestId, now: Nanoseconds) -> list[Event]:
+        """Let a request that has begun stand still as a suspended one does, until what it said has been read.
+
+        One that has not begun, or is suspended, is left alone. Raises NotFound.
+        """
+        self._advance(now)
+        request = self._find(id)
+        if request.state in STANDING or request.state is State.QUEUED:
+            return []
+        return self._scheduler.suspend(request, State.PAUSED, "its client reads too slowly", now)
+
+    def unpause(self, id: RequestId, now: Nanoseconds) -> list[Event]:
+        """Give a paused request its place in the queue again. Raises NotFound."""
+        self._advance(now)
+        request = self._find(id)
+        return self._scheduler.resume(request, "its client reads", now) if request.state is State.PAUSED else []
 
     def snapshot(self, id: RequestId, now: Nanoseconds) -> Snapshot:
         """All that another kernel needs to go on with a suspended request. Raises NotFound."""
@@ -221,7 +243,7 @@ class Kernel:
     @property
     def floor(self) -> int:
         """Pages that the most demanding request that runs or waits could need, alone; 0 if there is none."""
-        live = (request for request in self._requests.values() if request.state is not State.SUSPENDED)
+        live = (request for request in self._requests.values() if request.state not in STANDING)
         return max(map(self.need, live), default=0)
 
     def need(self, request: Request) -> int:
@@ -315,7 +337,7 @@ class Kernel:
 
     @property
     def idle(self) -> bool:
-        """Whether no request waits or runs and no page is on its way; suspended requests may be there."""
+        """Whether no request waits or runs and no page is on its way; some may stand still."""
         return not self._scheduler.running and not len(self.policy) and not self.transferring
 
     def __contains__(self, id: RequestId) -> bool:
@@ -388,8 +410,8 @@ class Kernel:
         self._check_accounts()
         waiting = sum(request.waiting for request in self._requests.values())
         assert waiting == len(self.policy), "queue and states differ"
-        suspended = sum(request.state is State.SUSPENDED for request in self._requests.values())
-        assert waiting + suspended + len(self._scheduler.running) == len(self._requests), "a live request is nowhere"
+        standing = sum(request.state in STANDING for request in self._requests.values())
+        assert waiting + standing + len(self._scheduler.running) == len(self._requests), "a live request is nowhere"
         self._pager.check([request.image for request in self._requests.values() if request.image])
         assert self._accepted == len(self._requests) + sum(self._ended.values()), "requests were lost"
         sequences = {sequence.id for request in self._requests.values() for sequence in request.sequences}

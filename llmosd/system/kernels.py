@@ -87,6 +87,15 @@ class Kernels:
         self.residency.asked(kernel.model, now)
         return answer
 
+    def pause(self, id: RequestId, now: Nanoseconds) -> list[Event]:
+        return self._of(id).pause(id, now)
+
+    def unpause(self, id: RequestId, now: Nanoseconds) -> list[Event]:
+        kernel = self._of(id)
+        events = kernel.unpause(id, now)
+        self.residency.asked(kernel.model, now)
+        return events
+
     def restore(self, snapshot: Snapshot, arrived: Nanoseconds, now: Nanoseconds) -> list[Event]:
         kernel = self.kernel(snapshot.spec.model)
         self._check_new(snapshot.id)

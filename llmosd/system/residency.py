@@ -21,7 +21,7 @@ from llmosd.errors import DoesNotFit
 from llmosd.system.member import Member, ModelEntry, ModelSize
 from llmosd.system.segments import SegmentTable
 from llmosd.system.turns import Urgency
-from llmosd.types import Event, LoadDone, Loaded, LoadFailed, ModelStats, Nanoseconds, PoolSize, State, Unloaded
+from llmosd.types import STANDING, Event, LoadDone, Loaded, LoadFailed, ModelStats, Nanoseconds, PoolSize, Unloaded
 
 __all__ = ["ModelEntry", "ModelSize", "Residency"]
 
@@ -272,7 +272,7 @@ class Residency:
         self._settled = False
         events: list[Event] = [LoadFailed(member.name, done.error, now)]
         for view in member.kernel.views():
-            if view.state is not State.SUSPENDED:
+            if view.state not in STANDING:
                 events += member.kernel.fail(view.id, f"{member.name} could not be loaded: {done.error}", now)
         return events
 

@@ -35,7 +35,7 @@ from llmosd.system.request import NO_ROW, Request, Sequence
 from llmosd.system.reuse import BorderKey, PrefixReuse
 from llmosd.system.speculation import Speculation
 from llmosd.system.swapping import Swapping
-from llmosd.types import Event, Nanoseconds, PageCopy, SequencePlan, SequenceStart, State, StateChanged
+from llmosd.types import STANDING, Event, Nanoseconds, PageCopy, SequencePlan, SequenceStart, State, StateChanged
 
 
 @dataclass(slots=True)
@@ -89,30 +89,30 @@ class Scheduler:
         """Take a request out of the queue or the running set, and all it holds from it, at once."""
         if request.waiting:
             self.policy.remove(request)
-        elif request.state is not State.SUSPENDED:
+        elif request.state not in STANDING:
             self.running.remove(request)
             self._vacate(request)
         self.swapping.forget(request)
 
-    def suspend(self, request: Request, now: Nanoseconds) -> list[Event]:
+    def suspend(self, request: Request, state: State, reason: str, now: Nanoseconds) -> list[Event]:
         """Take a request out of the queue or the running set; what it has stays in pages or the swap space."""
         events = list[Event]()
         if request.waiting:
             self.policy.remove(request)
-        else:
+        elif request.state not in STANDING:
             self.running.remove(request)
             if request.pages and not request.returning:
                 events.append(self.swapping.evict(request, now))
             request.returning = False
             self._vacate(request)
-        self._move(request, State.SUSPENDED, "a person", events, now)
+        self._move(request, state, reason, events, now)
         return events
 
-    def resume(self, request: Request, now: Nanoseconds) -> list[Event]:
-        """Give a suspended request its place in the queue again."""
+    def resume(self, request: Request, reason: str, now: Nanoseconds) -> list[Event]:
+        """Give a suspended or paused request its place in the queue again."""
         events = list[Event]()
         state = State.SWAPPED if request.image else State.PREEMPTED if request.has_run else State.QUEUED
-        self._move(request, state, "a person", events, now)
+        self._move(request, state, reason, events, now)
         self.policy.add(request)
         return events
 
@@ -123,7 +123,7 @@ class Scheduler:
         request.nice = nice
         if request.waiting:
             self.policy.add(request)
-        elif request.state is not State.SUSPENDED:
+        elif request.state not in STANDING:
             self.running.sort(key=self.policy.rank)
 
     def finish(self, sequence: Sequence) -> None:

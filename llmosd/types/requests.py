@@ -26,12 +26,14 @@ class State(StrEnum):
     PREEMPTED = "preempted"
     SWAPPED = "swapped"
     SUSPENDED = "suspended"
+    PAUSED = "paused"
     FINISHED = "finished"
     CANCELLED = "cancelled"
     FAILED = "failed"
 
 
 ENDED = frozenset({State.FINISHED, State.CANCELLED, State.FAILED})
+STANDING = frozenset({State.SUSPENDED, State.PAUSED})  # neither wait nor run: by command, or for a slow client
 
 
 class FinishReason(StrEnum):
@@ -113,7 +115,7 @@ UNLIMITED = Quotas()
 class TimeSplit:
     """Where a request's time went, in nanoseconds; the parts sum to `total` exactly.
 
-    `other` is everything outside the kernel's states: tokenisation before submit, suspension.
+    `other` is everything outside the kernel's states: tokenisation before submit, suspension, a slow client.
     """
 
     queued: Nanoseconds = 0

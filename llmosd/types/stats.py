@@ -17,7 +17,7 @@ class UserUsage:
     """
 
     user: str | None
-    live: int = 0  # requests that wait, run or are suspended
+    live: int = 0  # requests that wait, run or stand still
     running: int = 0
     pages: int = 0  # held by its running requests
     page_ns: int = 0
@@ -49,7 +49,7 @@ class KernelStats:
     accepted_tokens: int  # of them right
     policy: str
     requests: tuple[RequestView, ...] = field(default=())
-    suspended: int = 0
+    suspended: int = 0  # stand still: by command, or until their client reads
     pages_cached: int = 0  # kept for their prefixes, nobody refers to them
     reused_tokens: int = 0  # found in the prefix cache instead of computed
     parked: int = 0  # of the waiting, those that wait for their user's quota

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ import openai
 from llmosd.application.client import Client
 from llmosd.application.engine import Batch, ThreadEngine
 from llmosd.application.eventlog import EventLog
+from llmosd.application.flow import BackPressure
 from llmosd.application.hibernation import Hibernation
 from llmosd.application.http.app import create_app
 from llmosd.application.http.generation import Backing
@@ -53,6 +54,7 @@ from llmosd.wire import EventMessage
 
 MODEL = "letters"
 MS = 1_000_000
+PATIENT = BackPressure(tokens=10**6)  # tests may leave streams unread
 NO_OTHERS: Mapping[str, ModelEntry] = {}
 LIMITS = Limits(slots=4, token_budget=64, queue_limit=3, context=512, page_tokens=16, pages=256)
 COST = CostModel(step=1 * MS, prefill=1 * MS, decode=2 * MS, context=0)
@@ -83,6 +85,7 @@ class LettersExecutor:
         self.gate = threading.Event()
         self.gate.set()
         self.pause_s = 0.0
+        self.wait: Callable[[], object] = nothing  # in each step
         self.poisoned: str | None = None  # steps with a sequence whose prompt contains this byte string fail
         self.started: dict[int, SequenceStart] = {}
         self._inner = CostModelExecutor(COST, length, clock)
@@ -91,6 +94,7 @@ class LettersExecutor:
         meanwhile()
         self.gate.wait()
         threading.Event().wait(self.pause_s)
+        self.wait()
         self.started.update((start.sequence, start) for start in plan.started)
         if self.poisoned is not None and any(self._is_poisoned(part.sequence) for part in plan.sequences):
             raise StepError("poisoned")
@@ -144,9 +148,25 @@ class House:
         """Blocking: to be used from another thread."""
         return Client(self.url)
 
+    def keep_step(self) -> None:
+        """From now on each step lasts until the event loop has seen what the one before it gave."""
+        loop = asyncio.get_running_loop()
+
+        def seen() -> None:
+            turn = threading.Event()
+            loop.call_soon_threadsafe(turn.set)
+            turn.wait(20)
+
+        self.executor.wait = seen
+
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
             while not condition():  # noqa: ASYNC110  what is waited for has no event to wait on
+                await asyncio.sleep(0.002)
+
+    async def until_async(self, condition: Callable[[], Awaitable[bool]]) -> None:
+        async with asyncio.timeout(20):
+            while not await condition():  # noqa: ASYNC110  as above
                 await asyncio.sleep(0.002)
 
     def value(self, name: str, **labels: str) -> float:
@@ -166,12 +186,13 @@ async def open_house(
     numerics: Numerics = NUMERICS,
     quotas: Quotas = UNLIMITED,
     others: Mapping[str, ModelEntry] = NO_OTHERS,
+    back_pressure: BackPressure = PATIENT,
 ) -> AsyncIterator[House]:
     """`length` says how many tokens a sequence generates, at most its max_tokens. What `home` has is restored."""
     with TemporaryDirectory() as scratch:
         hibernated = (home or Path(scratch)) / "hibernated"
         async with _open_house(
-            length, limits, log_prompts, speculation, prefixes, hibernated, numerics, quotas, others
+            length, limits, log_prompts, speculation, prefixes, hibernated, numerics, quotas, others, back_pressure
         ) as house:
             yield house
 
@@ -187,6 +208,7 @@ async def _open_house(
     numerics: Numerics,
     quotas: Quotas,
     others: Mapping[str, ModelEntry],
+    back_pressure: BackPressure,
 ) -> AsyncIterator[House]:
     clock, loop = ManualClock(), asyncio.get_running_loop()
     executor = LettersExecutor(length, clock)
@@ -212,7 +234,7 @@ async def _open_house(
         return Kernels(residency=residency), executor
 
     engine = ThreadEngine(build, deliver, lambda: clock.now)
-    service = Service(engine, on_accept=record, clock=lambda: clock.now)
+    service = Service(engine, on_accept=record, clock=lambda: clock.now, back_pressure=back_pressure)
     metrics, batches = Metrics(MODEL), list[Batch]()
     events, notes = EventLog("node"), list[EventMessage]()
     events.attach(notes.append)

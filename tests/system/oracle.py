@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from llmosd.types import (
     ENDED,
+    STANDING,
     UNLIMITED,
     Accepted,
     Ended,
@@ -66,7 +67,7 @@ class Oracle:
 
     @property
     def runnable(self) -> list[str]:
-        return [id for id in self.live if self.lives[id].state is not State.SUSPENDED]
+        return [id for id in self.live if self.lives[id].state not in STANDING]
 
     def rank(self, life: Life) -> tuple[int, int]:
         return (life.nice if self.policy == "priority" else 0, life.number)
@@ -139,7 +140,7 @@ class Oracle:
             assert alone or min(running, key=self.rank) is not life, "the top-ranked is the victim"
             assert life.gained > 0, "preempted without having gained a token"
             life.preemptions += 1
-        life.suspensions += event.new is State.SUSPENDED
+        life.suspensions += event.new in STANDING
         if event.new is State.PREFILL and event.old is not State.SWAPPED:
             self._check_order(life)
         if event.new is State.PREFILL or event.old is State.SWAPPED:
@@ -209,7 +210,7 @@ class Oracle:
     def _check_times(self, life: Life, now: int) -> None:
         times = life.final.times
         assert times.total == now - life.spec.arrived, "the parts do not sum to the total"
-        assert times.other == life.submitted - life.spec.arrived + life.spent[State.SUSPENDED]
+        assert times.other == life.submitted - life.spec.arrived + sum(life.spent[state] for state in STANDING)
         parts = (times.queued, times.prefill, times.decode, times.preempted, times.swapped)
         states = (State.QUEUED, State.PREFILL, State.DECODE, State.PREEMPTED, State.SWAPPED)
         assert parts == tuple(life.spent[state] for state in states)

@@ -151,6 +151,16 @@ class KernelMachine(RuleBasedStateMachine):
         if live := self.world.oracle.live:
             self.world.resume(live[place % len(live)])
 
+    @rule(place=st.integers(0, 5))
+    def pause(self, place: int) -> None:
+        if live := self.world.oracle.live:
+            self.world.pause(live[place % len(live)])
+
+    @rule(place=st.integers(0, 5))
+    def unpause(self, place: int) -> None:
+        if live := self.world.oracle.live:
+            self.world.unpause(live[place % len(live)])
+
     @rule(down=st.integers(0, 1000), starts_at=st.integers(0, 50), resume=st.integers(0, 31))
     def restart(self, down: int, starts_at: int, resume: int) -> None:
         self.world.restart(down, starts_at)

@@ -75,7 +75,7 @@ def test_the_parts_sum_to_the_total_and_each_is_the_time_in_its_state(
     assert (times.queued, times.prefill) == (spent[State.QUEUED], spent[State.PREFILL])
     assert (times.decode, times.preempted) == (spent[State.DECODE], spent[State.PREEMPTED])
     assert times.swapped == spent[State.SWAPPED]
-    assert times.other == before + spent[State.SUSPENDED]
+    assert times.other == before + spent[State.SUSPENDED] + spent[State.PAUSED]
 
 
 @given(st.integers(1, 9), st.lists(st.integers(0, 99), max_size=9), st.integers(0, 18), st.integers(0, 18))

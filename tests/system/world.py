@@ -12,7 +12,7 @@ from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import POLICIES
 from llmosd.system.snapshot import KeptPages
 from llmosd.system.speculation import Speculation
-from llmosd.types import UNLIMITED, Event, EvictionMode, Plan, Quotas, RequestSpec, Sampling, State
+from llmosd.types import STANDING, UNLIMITED, Event, EvictionMode, Plan, Quotas, RequestSpec, Sampling, State
 from tests.system.oracle import Oracle
 from tests.system.symbolic import SymbolicExecutor
 
@@ -123,6 +123,29 @@ class World:
         assert self.kernel.resume(id, self.now) == (view, []), "it is not suspended any more"
         self.kernel.check()
 
+    def pause(self, id: str) -> None:
+        before = self.kernel.view(id)
+        events = self.kernel.pause(id, self.now)
+        self.oracle.follow(events)
+        self._find_queue()
+        view = self.kernel.view(id)
+        begun = before.state not in (State.QUEUED, *STANDING)
+        assert bool(events) == begun, "it stands still exactly if it has begun and did not yet"
+        assert view.state is (State.PAUSED if begun else before.state)
+        assert not begun or (view.pages, view.position) == (0, None)
+        assert self.kernel.pause(id, self.now) == [], "it stands still already"
+        self.kernel.check()
+
+    def unpause(self, id: str) -> None:
+        paused = self.kernel.view(id).state is State.PAUSED
+        events = self.kernel.unpause(id, self.now)
+        self.oracle.follow(events)
+        self._find_queue()
+        assert bool(events) == paused, "only who is paused goes on"
+        assert self.kernel.view(id).state is not State.PAUSED
+        assert self.kernel.unpause(id, self.now) == []
+        self.kernel.check()
+
     def restart(self, down: int, starts_at: int) -> None:
         """All live requests go to a new kernel as snapshots and wait there, suspended; who has ended is forgotten.
 
@@ -207,8 +230,9 @@ class World:
         return plan
 
     def drain(self) -> None:
-        """Resume what is suspended and run to the end within the bound on steps; then nothing may be left behind."""
+        """Let all go on and run to the end within the bound on steps; then nothing may be left behind."""
         for id in self.oracle.live:
+            self.unpause(id)
             self.resume(id)
         while not self.kernel.idle:
             self.step()

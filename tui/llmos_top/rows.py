@@ -21,6 +21,7 @@ ROLES: dict[str, str] = {
     State.PREEMPTED: "warn",
     State.SWAPPED: "warn",
     State.SUSPENDED: "warn",
+    State.PAUSED: "warn",
     State.CANCELLED: "dim",
     State.FINISHED: "dim",
     State.FAILED: "bad",

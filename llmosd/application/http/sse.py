@@ -58,7 +58,8 @@ def _json(payload: Any) -> bytes:
 class EventStream(Response):
     """Sends `events` as they come, a comment where none came for `keep_alive_s`; calls `gone` if the client leaves.
 
-    A client that reads slowly holds up only its own events: the server's write buffer fills, and `events` waits.
+    A client that reads slowly holds up only its own events: the server's write buffer fills, and `events` waits. What
+    the request says meanwhile is kept by its stream, which lets it pause before that is much.
     """
 
     def __init__(
