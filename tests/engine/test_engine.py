@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from engine_world import CULPRIT, TICKETS, Fault, Hooked, Listener, make_executor, make_kernel, spec
+from engine_world import CULPRIT, TICKETS, Fault, Hooked, Listener, cancel, make_executor, make_kernel, spec
 
-from llmosd.application.engine import Build, Cancel, Inspect, Submit, ThreadEngine
+from llmosd.application.engine import Build, Inspect, Submit, ThreadEngine
 from llmosd.errors import StepError, Unavailable
 from llmosd.prediction.cost_executor import CostModel, CostModelExecutor, ManualClock
 from llmosd.system.executor import Executor, nothing
@@ -189,7 +189,7 @@ def test_commands_from_many_threads_each_get_one_reply(start: Start, listener: L
             id = f"{number}-{i}"
             commands = [Submit(next(TICKETS), spec(id, max_tokens=30)), Inspect(next(TICKETS))]
             if i % 3 == 0:
-                commands.append(Cancel(next(TICKETS), id, "changed my mind"))
+                commands.append(cancel(id))
             for command in commands:
                 posted.append(command.ticket)
                 engine.post(command)
