@@ -16,21 +16,23 @@ from llmosd.application.engine_messages import (
     AddModel,
     Answer,
     Batch,
+    Cancel,
     Command,
-    Control,
     Hibernate,
     Inspect,
     PageContents,
     Pause,
     ReadPages,
+    Renice,
     Reply,
     Restore,
+    Resume,
     Submit,
+    Suspend,
     Unpause,
 )
 from llmosd.errors import LlmosError, StepError, Unavailable
-from llmosd.system.control import control
-from llmosd.system.executor import Executor, PageStore
+from llmosd.system.executor import Executor, Interruptible, PageStore, nothing
 from llmosd.system.kernels import Kernels
 from llmosd.system.snapshot import Snapshot
 from llmosd.types import (
@@ -67,6 +69,7 @@ class Inbox:
     """From any thread to the loop's; putting never waits for a step."""
 
     def __init__(self) -> None:
+        self.notify: Callable[[], None] = nothing  # that there is something, in case the loop waits for something else
         self._condition = threading.Condition()
         self._messages: list[Command | Stop] = []
 
@@ -74,6 +77,7 @@ class Inbox:
         with self._condition:
             self._messages.append(message)
             self._condition.notify()
+        self.notify()
 
     def take(self, wait: bool, at_most_s: float | None = None) -> list[Command | Stop]:
         """All there is; with `wait` at least one, unless none came in so many seconds."""
@@ -100,6 +104,8 @@ class Loop:
         self._kernel = kernel
         self._executor = executor
         self._inbox = inbox
+        if isinstance(executor, Interruptible):
+            inbox.notify = executor.interrupt
         self._deliver = deliver
         self._clock = clock
         self._phase = Phase.RUNNING
@@ -125,7 +131,7 @@ class Loop:
             self._serve(messages)
         if self._phase is Phase.STOPPING:
             return False
-        if not self._kernel.idle or self._due_in() == 0:
+        if not self._kernel.idle or (not messages and self._due_in() == 0):
             self._step()
         if not self._kernel.idle:
             return True
@@ -171,16 +177,25 @@ class Loop:
                 if contents is not None:
                     self._write_pages(snapshot, contents)
                 return kernel.view(snapshot.id)
+            case Cancel(id=id, reason=reason):
+                events += kernel.cancel(id, reason, now)
+                return None
+            case Renice(id=id, nice=nice):
+                return kernel.renice(id, nice, now)
+            case Suspend(id=id):
+                view, moved = kernel.suspend(id, now)
+                events += moved
+                return view
+            case Resume(id=id):
+                view, moved = kernel.resume(id, now)
+                events += moved
+                return view
             case Pause(id=id):
                 events += kernel.pause(id, now)
                 return None
             case Unpause(id=id):
                 events += kernel.unpause(id, now)
                 return None
-            case Control(action=action, selection=selection, owner=owner):
-                views, happened = control(kernel, action, selection, owner, now)
-                events += happened
-                return views
             case Hibernate(ids=ids):
                 return self._hibernate(ids, now, events)
             case ReadPages(id=id):

@@ -21,6 +21,7 @@ from llmosd.system.executor import nothing
 from llmosd.types import (
     FinishReason,
     Nanoseconds,
+    PageCopy,
     Plan,
     SequenceId,
     SequencePlan,
@@ -69,9 +70,15 @@ class OnnxExecutor:
         finished = self._transfers.finished(at_least_one=not plan.sequences) if self._transfers else ()
         return StepResult(plan.step, results, run_ns, time.perf_counter_ns() - began, finished)
 
+    def interrupt(self) -> None:
+        if self._transfers:
+            self._transfers.interrupt()
+
     # ---- memory
 
-    def resize(self, pages: int) -> None:
+    def resize(self, pages: int, copies: Sequence[PageCopy] = ()) -> None:
+        for copy in copies:
+            self._model.copy_page(copy.source, copy.target)
         self._model.resize(pages)
 
     def unload(self) -> None:

@@ -27,10 +27,14 @@ class ModelsExecutor:
         began = time.perf_counter_ns()
         unloads = tuple(map(self._unload, plan.unloads))
         for size in plan.resizes:
-            self._executors[size.model].resize(size.pages)
+            self._executors[size.model].resize(size.pages, size.copies)
         loads = tuple(map(self.load, plan.loads))
         took = time.perf_counter_ns() - began
         return StepResult(plan.step, (), 0, took, loads=loads, unloads=unloads)
+
+    def interrupt(self) -> None:
+        for executor in tuple(self._executors.values()):
+            executor.interrupt()
 
     def load(self, size: PoolSize) -> LoadDone:
         began, error = time.perf_counter_ns(), None

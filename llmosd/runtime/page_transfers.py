@@ -31,7 +31,8 @@ class PageTransfers:
         self._pages, self._file = pages, file
         self._threads: list[Thread] = []
         self._orders = SimpleQueue[tuple[PageTransfer, bool] | None]()  # and whether inward; None ends a thread
-        self._ended = SimpleQueue[_Ended]()
+        self._ended = SimpleQueue[_Ended | None]()  # None where the wait for one is interrupted
+        self._interrupted = False  # and that is not noticed yet
         self._busy_until = 0  # when the last one ended that was told
         self._untold = 0  # transfers that were started and not told as finished
         self._step = -1  # whose transfers were started last
@@ -51,11 +52,23 @@ class PageTransfers:
         self._untold += len(orders)
 
     def finished(self, *, at_least_one: bool) -> tuple[TransferDone, ...]:
-        """Those that have ended and were not told yet; waits for `at_least_one` if any is under way."""
+        """Those that have ended and were not told yet; waits for `at_least_one` if any is under way.
+
+        Interrupted, it waits no longer.
+        """
         done = list[TransferDone]()
         while self._untold and (not self._ended.empty() or (at_least_one and not done)):
-            done.append(self._tell(self._ended.get()))
+            if ended := self._ended.get():
+                done.append(self._tell(ended))
+            else:
+                self._interrupted = at_least_one = False
         return tuple(done)
+
+    def interrupt(self) -> None:
+        """From any thread."""
+        if not self._interrupted:  # else the next wait is none
+            self._interrupted = True
+            self._ended.put(None)
 
     def _tell(self, ended: _Ended) -> TransferDone:
         """Its time is what it added to that of those before it, so that the times of all sum to what they took."""

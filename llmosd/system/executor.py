@@ -25,6 +25,15 @@ class Executor(Protocol):
 
 
 @runtime_checkable
+class Interruptible(Protocol):
+    """An executor that may wait for transfers."""
+
+    def interrupt(self) -> None:
+        """A plan without sequences that waits, or the next one that would, is done at once. From any thread."""
+        ...
+
+
+@runtime_checkable
 class PageStore(Protocol):
     """An executor that gives the contents of pages away and takes them in, between steps."""
 

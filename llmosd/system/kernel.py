@@ -40,6 +40,7 @@ from llmosd.types import (
     KernelStats,
     Nanoseconds,
     Output,
+    PageCopy,
     Plan,
     Quotas,
     RequestId,
@@ -249,10 +250,13 @@ class Kernel:
     def need(self, request: Request) -> int:
         return self.limits.need(request.prompt_tokens, request.max_tokens, len(request.sequences))
 
-    def resize(self, pages: int) -> None:
-        """Let the pool use its first `pages` pages, at least `floor`; it may keep some others for a while."""
+    def resize(self, pages: int) -> tuple[PageCopy, ...]:
+        """Let the pool use its first `pages` pages, at least `floor`; it may keep some others for a while.
+
+        Pages beyond move to free ones: the copies are to be made before the next step.
+        """
         assert pages >= self.floor or not self._scheduler.running, f"a request needs {self.floor} pages, not {pages}"
-        self._table.pool.resize(pages)
+        return self._table.resize(pages)
 
     @property
     def running(self) -> int:
@@ -275,6 +279,11 @@ class Kernel:
         """
         self._advance(now)
         return list(self._scheduler.preempt_all("unload", now))
+
+    def squeeze(self, now: Nanoseconds) -> list[Event]:
+        """Preempt as few as it takes for all pages in use to fit the pool; who is `promised` a token is left alone."""
+        self._advance(now)
+        return self._scheduler.preempt_overflow(now)
 
     # ---- plan → execute → commit
 

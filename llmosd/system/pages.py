@@ -9,7 +9,7 @@ refers to it: a copy or a transfer uses it.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import repeat
 
 from llmosd.system.prefix_cache import PrefixCache
@@ -25,8 +25,8 @@ class PagePool:
     A promise (`reserve`) keeps pages from everybody else; its holder gives it up (`unreserve`) as it draws. Idle pages
     are as good as free: they leave the cache when their memory is drawn.
 
-    Only the first `total` pages of `most` are drawn. Of those beyond, some are in use still after `total` became less,
-    and are gone with their last reference.
+    Only the first `total` pages of `most` are drawn. When `total` becomes less, what is beyond moves to free pages.
+    What finds none, or takes part in a transfer, stays in use there, and is gone with its last reference.
     """
 
     def __init__(self, pages: int, cache: PrefixCache) -> None:
@@ -66,6 +66,16 @@ class PagePool:
     def blank(self) -> int:
         """Available pages that hold nothing."""
         return min(len(self._free), self.available)
+
+    @property
+    def overflow(self) -> int:
+        """Pages that are referred to or promised for which the pool has become too small, wherever they are."""
+        return max(0, self.used - self.leaving + self.reserved - self.total)
+
+    @property
+    def can_move(self) -> bool:
+        """Whether `resize` to the size that it has would move pages that are in use."""
+        return self.beyond > 0 and self.available > 0 and next(self._movable(), None) is not None
 
     @property
     def pinned(self) -> int:
@@ -125,6 +135,14 @@ class PagePool:
                 self.leaving -= 1
                 self._rest(page)
 
+    def merge(self, idle: int, page: int) -> None:
+        """What an idle page holds is in one that is in use too: the cache has it there, and the idle one is free."""
+        self._revive(idle)
+        self.beyond -= idle >= self.total
+        self.cache.move(idle, page)
+        if idle < self.total:
+            self._free.append(idle)
+
     def hold(self, page: int) -> None:
         """Pin a page until `unhold`: the step in the making copies from it."""
         self.pin(page)
@@ -166,10 +184,12 @@ class PagePool:
             return self.total
         return max(page for page in range(self.most) if self._is_in_use(page) or page in self._idle_beyond) + 1
 
-    def resize(self, pages: int) -> None:
+    def resize(self, pages: int) -> dict[int, int]:
         """Between steps: draw from the first `pages` pages only, or from some more while promises need them.
 
-        Idle pages beyond leave the cache at once, with those that follow them there.
+        The result says of pages beyond which others their contents are to be copied to before the next step; whoever
+        refers to one is to refer to the other. Idle pages move where there is a blank one; the others leave the cache
+        at once, with those that follow them there.
         """
         assert 0 <= pages <= self.most, f"a pool of {pages} pages of at most {self.most}"
         unused = 0
@@ -184,7 +204,35 @@ class PagePool:
         self.beyond = sum(map(self._is_in_use, beyond))
         self._idle_beyond = {page for page in beyond if self.cache.is_idle(page)}
         self._free = [page for page in reversed(range(page)) if self._is_free(page)]
+        moved = dict[int, int]()
+        for source in self._movable():
+            if not self.available:
+                break
+            moved[source] = self._move(source)
+        for source in sorted(self._idle_beyond, key=self.cache.depth):  # none before those that it follows
+            if not self.blank:
+                break
+            moved[source] = self._move_idle(source)
         self.sweep()
+        return moved
+
+    def _movable(self) -> Iterator[int]:
+        """Pages beyond that are in use and not pinned, from the last one on."""
+        beyond = reversed(range(self.total, self.most))
+        return (page for page in beyond if self._references[page] and page not in self._pins)
+
+    def _move(self, page: int) -> int:
+        target = self.draw()
+        self._references[target], self._references[page] = self._references[page], 0
+        self.cache.move(page, target)
+        self.beyond -= 1
+        return target
+
+    def _move_idle(self, page: int) -> int:
+        target = self._free.pop()
+        self.cache.move(page, target)
+        self._idle_beyond.remove(page)
+        return target
 
     def sweep(self) -> None:
         """Between steps: take idle pages beyond out of the cache, unless one that follows them is in use."""
@@ -251,6 +299,14 @@ class PageTable:
         self.entries = array("i", [UNUSED]) * (rows * columns)
         self._lengths = [0] * rows
         self._free_rows = list(range(rows - 1, -1, -1))
+
+    def resize(self, pages: int) -> tuple[PageCopy, ...]:
+        """The pool's; to be made before the next step are the copies of pages that have moved."""
+        moved = self.pool.resize(pages)
+        if moved:
+            for entry, page in enumerate(self.entries):
+                self.entries[entry] = moved.get(page, page)
+        return tuple(PageCopy(source, target) for source, target in moved.items())
 
     @property
     def free_rows(self) -> int:

@@ -124,9 +124,24 @@ class PrefixCache:
             self.forget(one)
         return [one.page for one in branch]
 
+    def move(self, page: int, target: int) -> None:
+        """What `page` holds will be in `target`, which is in no node."""
+        node = self._by_page.pop(page, None)
+        if node is None:
+            return
+        node.page = target
+        self._by_page[target] = node
+        if page in self._idle:
+            self._idle.remove(page)
+            self._idle.add(target)
+
     def has(self, node: Node) -> bool:
         """Whether a node is in the tree still, and with it all those before it."""
         return self._by_page.get(node.page) is node
+
+    def depth(self, page: int) -> int:
+        """Tokens before a page of the tree."""
+        return self._by_page[page].depth
 
     def node_of(self, page: int) -> Node | None:
         return self._by_page.get(page)

@@ -2,9 +2,10 @@
 
 A model that is asked for and not loaded is a claimant, and so is one whose pool is smaller than a request in it needs.
 Claimants are served one after another: the most urgent first, of equals the one that has waited longest. For a claimant
-pools give up what they have beyond their floor; then models go: those without work by least recent use, then busy ones
-by time since they were loaded. A busy one has a minimum of time to itself. After that it admits no more requests; what
-runs may end until its patience is over, is preempted then, and waits until the model is loaded again.
+pools give up what they have beyond their floor, pages in use there move inside; then models go: those without work by
+least recent use, then busy ones by time since they were loaded. A busy one has a minimum of time to itself. After that
+it admits no more requests; what runs may end until its patience is over, is preempted then, and waits until the model
+is loaded again.
 
 Everybody's turn comes: a model that is unloaded while requests wait for it is a claimant at once, behind those that
 wait already, and whoever is loaded before it can be held for a bounded time. No preemption is without progress: only
@@ -121,7 +122,7 @@ class Residency:
                     self._unload(member, "idle", change)
         elif self._is_stuck(claimant, now) or not self._make_room(claimant, now, change):
             return change
-        if claimant is not None or not (self._settled or self._stragglers()):
+        if claimant is not None or not (self._settled or (self._stragglers() and not self._can_move())):
             self._share(claimant, now, change)
         return change
 
@@ -129,11 +130,15 @@ class Residency:
         """Whether it waits for pages of others, and none has been given back since it was looked at."""
         before, self._in_the_way = self._in_the_way, self._stragglers()
         assert claimant.waits is not None
-        return bool(before) and before == self._in_the_way and now - claimant.waits < self._patience
+        unchanged = bool(before) and before == self._in_the_way and not self._can_move()
+        return unchanged and now - claimant.waits < self._patience
 
     def _stragglers(self) -> list[tuple[str, int]]:
         """Pages in use beyond the size of their pool."""
         return [(member.name, pages) for member in self._residents() if (pages := member.kernel.pool.beyond)]
+
+    def _can_move(self) -> bool:
+        return any(member.kernel.pool.can_move for member in self._residents())
 
     def _claimant(self, now: Nanoseconds) -> Member | None:
         waiting = list[tuple[Urgency, Nanoseconds, str]]()
@@ -233,20 +238,20 @@ class Residency:
         change.loads.append(PoolSize(member.name, pages))
 
     def _hurry(self, claimant: Member, now: Nanoseconds, change: Change) -> None:
-        """Pages that are in use stand in the way: whoever holds them is preempted once patience is over."""
+        """Pages in use that found no free one are in the way: patience over, as many are preempted as it takes."""
         assert claimant.waits is not None
         for member in self._residents():
             kernel, over = member.kernel, now - claimant.waits >= self._patience
-            if kernel.pool.beyond and over and not kernel.promised and not kernel.transferring:
-                change.events += kernel.evacuate(now)
+            if over and kernel.pool.beyond and (preempted := kernel.squeeze(now)):
+                change.events += preempted
                 self._resize(member, min(member.target, kernel.pool.total), change)
 
     def _resize(self, member: Member, pages: int, change: Change) -> None:
-        member.kernel.resize(pages)
-        if (extent := member.kernel.pool.extent) != member.extent:
+        copies, extent = member.kernel.resize(pages), member.kernel.pool.extent
+        if copies or extent != member.extent:
             member.extent = extent
             self.table.resize(member.name, "pool", extent * member.size.page)
-            change.resizes.append(PoolSize(member.name, extent))
+            change.resizes.append(PoolSize(member.name, extent, copies))
 
     def _unload(self, member: Member, reason: Literal["idle", "room"], change: Change) -> None:
         member.kernel.resize(0)

@@ -134,6 +134,8 @@ class PrefixReuse:
                 self._cache.forget(tail)
             if known is None:
                 known = self._cache.insert(parent, tokens, page)
+            elif self._cache.is_idle(known.page):
+                self._pool.merge(known.page, page)
             else:
                 self._table.replace(sequence.row, column, known.page)
         sequence.node = known

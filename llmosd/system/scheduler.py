@@ -10,7 +10,7 @@ are free when that is done; whoever needs them sits out until then, and nobody b
 
 No request is lost for want of pages, and the number of steps is bounded:
 
-1. Transfers end, whether they succeed or not, and a step that feeds nothing waits for one of them.
+1. Transfers end, whether they succeed or not, and a step that feeds nothing waits for one of them, or for a command.
 2. A request that holds a promise never waits for a page, and the budget leaves it a token: decodes take one token for
    each slot they hold, it holds a slot itself, and budget ≥ slots. So each of them gains its token.
 3. If none holds a promise and no page is on its way, the top-ranked running request advances: all others are its
@@ -178,8 +178,8 @@ class Scheduler:
             self._preempt(victim, "quota" if over_quota else "pages", draft, now)
         return True
 
-    def _victim(self, *, below: Request, of: Account | None) -> Request | None:
-        """A request in decode, of this user if one is given, that ranks below the given running one."""
+    def _victim(self, *, below: Request | None, of: Account | None) -> Request | None:
+        """A request in decode, of this user and below this running one in rank if they are given."""
         candidates = list[Request]()
         for request in reversed(self.running):
             if request is below:
@@ -203,6 +203,13 @@ class Scheduler:
         draft = Draft(0)
         for request in tuple(self.running):
             self._preempt(request, reason, draft, now)
+        return draft.events
+
+    def preempt_overflow(self, now: Nanoseconds) -> list[Event]:
+        """Where the pool has become too small for the pages in use: as few victims as it takes, if there are any."""
+        draft = Draft(0)
+        while self.pool.overflow and (victim := self._victim(below=None, of=None)):
+            self._preempt(victim, "pages", draft, now)
         return draft.events
 
     # ---- admission and prefill

@@ -59,10 +59,14 @@ class PageTransfer:
 
 @dataclass(frozen=True, slots=True)
 class PoolSize:
-    """The page pool of a resident model may use its first `pages` pages from now on; the memory of others is free."""
+    """The page pool of a resident model may use its first `pages` pages from now on; the memory of others is free.
+
+    Before that `copies` are made, of pages beyond to pages inside.
+    """
 
     model: str
     pages: int
+    copies: tuple[PageCopy, ...] = ()
 
 
 @record(frozen=True, slots=True)
@@ -75,7 +79,7 @@ class Plan:
     Page-outs and page-ins are set off before the run, go on beside it and beside later ones, and are reported when
     they are done (`StepResult.transfers`). Until then neither page nor slot is used for anything else, but that a page
     on its way out may still be read. A plan without sequences waits for at least one transfer under way, if there is
-    any. Executing the same plan twice gives the same result (a failed step is retried once).
+    any, or until it is interrupted. Executing the same plan twice gives the same result: a failed step is retried once.
     """
 
     step: int

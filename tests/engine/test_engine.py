@@ -9,16 +9,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from engine_world import CULPRIT, TICKETS, Fault, Hooked, Listener, cancel, make_executor, make_kernel, spec
+from engine_world import CULPRIT, TICKETS, Fault, Hooked, Listener, make_executor, make_kernel, spec
 
-from llmosd.application.engine import Build, Inspect, Submit, ThreadEngine
+from llmosd.application.engine import Build, Cancel, Inspect, Submit, Suspend, ThreadEngine
 from llmosd.errors import StepError, Unavailable
 from llmosd.prediction.cost_executor import CostModel, CostModelExecutor, ManualClock
 from llmosd.system.executor import Executor, nothing
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.kernels import Kernels
 from llmosd.system.policy import Fcfs
-from llmosd.types import Ended, Plan, State, StepResult
+from llmosd.types import Ended, KernelStats, PageTransfer, Plan, State, StepResult, TransferDone
 
 Start = Callable[..., ThreadEngine]
 
@@ -109,6 +109,55 @@ def test_page_transfers_set_off_by_a_failing_step_are_not_lost(start: Start, lis
     assert any(plan.page_outs and len(plan.sequences) > 1 for plan in ran)
 
 
+class StuckDisk:
+    """An executor whose page-outs do not end before `free` is set; a plan without sequences waits for that.
+
+    The fourth step does not end before `go_on` is set.
+    """
+
+    def __init__(self) -> None:
+        self.free, self.go_on, self.waits = threading.Event(), threading.Event(), threading.Event()
+        self._posted = threading.Semaphore(0)
+        self._out = list[PageTransfer]()
+        self._inner = make_executor()
+
+    def execute(self, plan: Plan, meanwhile: Callable[[], None] = nothing) -> StepResult:
+        assert plan.step != 3 or self.go_on.wait(30)
+        self._out += plan.page_outs
+        result = self._inner.execute(replace(plan, page_outs=()), meanwhile)
+        if not plan.sequences and not self.free.is_set():
+            self.waits.set()
+            assert self._posted.acquire(timeout=30), "a command waits for a transfer"
+        if self.free.is_set():
+            result = replace(result, transfers=tuple(TransferDone(out, inward=False, ns=1) for out in self._out))
+            self._out.clear()
+        return result
+
+    def interrupt(self) -> None:
+        self._posted.release()
+
+
+def test_a_command_does_not_wait_for_a_transfer(start: Start, listener: Listener) -> None:
+    """Nothing can run until pages are out, and the disk hangs: requests can be looked at and killed."""
+    limits = Limits(4, token_budget=16, queue_limit=100, context=64, page_tokens=4, pages=8, swap_slots=50)
+    disk = StuckDisk()
+    engine = start(disk, Kernel(limits, Fcfs(), model="m", eviction="swap"))
+    engine.post(Submit(next(TICKETS), spec("a", max_tokens=20)))
+    listener.first_output("a")
+    engine.post(Suspend(next(TICKETS), "a"))
+    engine.post(Submit(next(TICKETS), spec("b", prompt=20, max_tokens=4)))
+    disk.go_on.set()
+    assert disk.waits.wait(30)
+    for _ in range(3):
+        engine.post(inspect := Inspect(next(TICKETS)))
+        assert isinstance(listener.reply(inspect), KernelStats)
+    engine.post(Cancel(next(TICKETS), "a", "not needed"))
+    assert listener.ended("a").state is State.CANCELLED
+    disk.free.set()
+    disk.interrupt()
+    assert listener.ended("b").state is State.FINISHED
+
+
 # ---- death
 
 
@@ -189,7 +238,7 @@ def test_commands_from_many_threads_each_get_one_reply(start: Start, listener: L
             id = f"{number}-{i}"
             commands = [Submit(next(TICKETS), spec(id, max_tokens=30)), Inspect(next(TICKETS))]
             if i % 3 == 0:
-                commands.append(cancel(id))
+                commands.append(Cancel(next(TICKETS), id, "changed my mind"))
             for command in commands:
                 posted.append(command.ticket)
                 engine.post(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from llmosd.runtime.executor import OnnxExecutor
 from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.importer import ensure_graph
 from llmosd.runtime.installed import InstalledModel
+from llmosd.runtime.page_bytes import Bytes
 from llmosd.runtime.page_pool import HostPool, bytes_per_page
 from llmosd.runtime.page_transfers import PageTransfers
 from llmosd.runtime.paged_model import PagedModel, choose_backend
@@ -82,6 +84,30 @@ def swapped(tmp_path: Path) -> Iterator[Callable[..., Swapped]]:
     yield make
     for one in made:
         one.transfers.close()
+
+
+def test_a_wait_for_a_transfer_can_be_interrupted(swapped: Callable[..., Swapped]) -> None:
+    one, gate = swapped(), threading.Event()
+    write = one.file.write
+
+    def held_up(slot: int, buffer: Bytes) -> None:
+        assert gate.wait(30)
+        write(slot, buffer)
+
+    one.file.write = held_up  # type: ignore[method-assign]
+    one.transfers.start(one.plan(outs=[(1, 2)]))
+    for _ in range(3):  # however often, before the wait or within it
+        one.transfers.interrupt()
+        one.transfers.interrupt()
+        assert one.transfers.finished(at_least_one=True) == ()
+    later = threading.Timer(0.05, one.transfers.interrupt)
+    later.start()
+    assert one.transfers.finished(at_least_one=True) == ()
+    later.join()
+    one.transfers.interrupt()
+    assert one.transfers.finished(at_least_one=False) == ()
+    gate.set()
+    assert [done.transfer for done in one.transfers.finished(at_least_one=True)] == [PageTransfer(1, 2)]
 
 
 @pytest.mark.parametrize("kv_format", ["float16", "float32", "int8"])

@@ -15,6 +15,7 @@ from llmosd.system.prefix_cache import NO_PAGE, Node, PrefixCache
 from tests.system.symbolic import EMPTY, fold
 
 SALTS = ("", "a")
+GONE = -3
 
 
 @dataclass(eq=False)
@@ -40,7 +41,7 @@ class MemoryWorld:
     def __init__(self, pages: int, rows: int, columns: int, size: int) -> None:
         self.shape = (pages, rows, columns, size)
         self.size = size
-        self.evicted = self.copied = self.families = 0
+        self.evicted = self.copied = self.moved = self.families = 0
         self._build()
 
     def _build(self) -> None:
@@ -123,8 +124,13 @@ class MemoryWorld:
     def resize(self, pages: int) -> bool:
         """Memory is given back or taken; what is in use stays, and what is promised can still be had."""
         pages = min(pages, self.pool.most)
-        self.pool.resize(pages)
+        for copy in self.table.resize(pages):
+            self._copy(copy.source, copy.target)
+            self.moved += 1
+        for page in range(self.pool.extent, self.pool.most):
+            self.contents[page] = [GONE] * self.size
         assert self.pool.total == pages or self.pool.available == 0, "it kept more than promises need"
+        assert not self.pool.can_move, "pages beyond are left that could have moved"
         return True
 
     def crash(self) -> bool:
@@ -197,6 +203,8 @@ class MemoryWorld:
                 if known is None:
                     known = self.cache.insert(self._parent(row), tokens, page)
                     self.known[row.salt, tuple(row.tokens[:end])] = known
+                elif self.cache.is_idle(known.page):
+                    self.pool.merge(known.page, page)
                 else:
                     self.table.replace(row.number, column, known.page)
             row.node = known

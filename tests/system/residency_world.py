@@ -57,7 +57,7 @@ class ManyModels:
             residency.add(ModelEntry(kernel, sizes[which], name in pinned, keep_alive))
             self.executors[name] = SymbolicExecutor(kernel)
             self.executors[name].disk(**(disk or {}))
-            self.executors[name].shrink(0)
+            self.executors[name].shrink((), 0)
             self.oracles[name] = Oracle(policy)
         self.kernels = Kernels(residency=residency)
         self.residency = residency
@@ -67,6 +67,7 @@ class ManyModels:
         self.now = 0
         self.steps = 0
         self.served = ""
+        self.moved = 0  # pages
 
     def submit(self, model: str, prompt: int = 4, max_tokens: int | None = 6, n: int = 1, nice: int = 0) -> str:
         id = f"r{len(self.models)}"
@@ -117,9 +118,10 @@ class ManyModels:
     def _execute(self, plan: Plan) -> StepResult:
         unloads = tuple(LoadDone(name, UNLOAD) for name in plan.unloads)
         for name in plan.unloads:
-            self.executors[name].shrink(0)
+            self.executors[name].shrink((), 0)
         for size in plan.resizes:
-            self.executors[size.model].shrink(size.pages)
+            self.executors[size.model].shrink(size.copies, size.pages)
+            self.moved += len(size.copies)
         loads = tuple(LoadDone(s.model, LOAD, "it is broken" if s.model in self.broken else None) for s in plan.loads)
         if not plan.model:
             return StepResult(plan.step, (), loads=loads, unloads=unloads)

@@ -7,7 +7,7 @@ samples is a function of what it read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from llmosd.errors import StepError
@@ -15,6 +15,7 @@ from llmosd.system.executor import nothing
 from llmosd.system.kernel import Kernel
 from llmosd.types import (
     FinishReason,
+    PageCopy,
     Plan,
     RequestSpec,
     SequencePlan,
@@ -67,14 +68,19 @@ class SymbolicExecutor:
         self.pages = [[EMPTY] * self.page_tokens for _ in range(kernel.limits.pages)]
         self.known: dict[int, Known] = {}
         self.breaks: set[int] = set()
+        self.interrupted = False  # the next step does not wait for a transfer
         self.disk()
 
     def disk(self, seed: int = 0, delay: int = 0, fault: float = 0.0) -> None:
         """Where pages are swapped to, before the first of them is."""
         self.swap = SymbolicSwap(self.pages, self.swap_slots, seed, delay, fault)
 
-    def shrink(self, pages: int) -> None:
-        """Whatever lies in other pages than the first so many is lost."""
+    def shrink(self, copies: Sequence[PageCopy], pages: int) -> None:
+        """Pages move; whatever lies in other pages than the first so many is lost then."""
+        on_their_way = self.swap.leaving | self.swap.entering
+        for copy in copies:
+            assert not {copy.source, copy.target} & on_their_way, "a page on its way is moved"
+            self.pages[copy.target] = list(self.pages[copy.source])
         self.pages[pages:] = [[EMPTY] * self.page_tokens for _ in self.pages[pages:]]
 
     def execute(self, plan: Plan, meanwhile: Callable[[], None] = nothing) -> StepResult:
@@ -95,8 +101,9 @@ class SymbolicExecutor:
             self.breaks.remove(plan.step)
             raise StepError("broken on purpose")
         results = tuple(map(self._sample, plan.sequences, states))
-        transfers = self.swap.finished(at_least_one=not plan.sequences)
-        assert results or transfers, "a step that does nothing"
+        interrupted, self.interrupted = self.interrupted, False
+        transfers = self.swap.finished(at_least_one=not plan.sequences and not interrupted)
+        assert results or transfers or interrupted, "a step that does nothing"
         return StepResult(plan.step, results, 1000, 1000, transfers)
 
     def _meet(self, plan: Plan) -> None:

@@ -182,6 +182,10 @@ class KernelMachine(RuleBasedStateMachine):
         self.world.evacuate()
         self.world.resize(min(pages, self.world.limits.pages))
 
+    @rule()
+    def interrupt(self) -> None:
+        self.world.executor.interrupted = True
+
     @rule(ahead=st.integers(0, 3))
     def break_a_step(self, ahead: int) -> None:
         self.world.executor.breaks.add(self.world.oracle.steps + ahead)

@@ -92,6 +92,7 @@ class MemoryMachine(RuleBasedStateMachine):
         if hasattr(self, "world"):
             self.world.drain()
             event(f"copies: {min(self.world.copied, 5)}")
+            event(f"moved: {min(self.world.moved, 5)}")
             event(f"swapped in again: {min(self.world.back, 5)}")
 
 
@@ -104,8 +105,8 @@ OPERATIONS = 12_500  # by each of eight worlds: 10⁵ in all
 @pytest.mark.parametrize("seed", range(8))
 def test_a_hundred_thousand_operations(seed: int) -> None:
     random = Random(seed)
-    size = 2 + seed % 4
-    world = SwapWorld(pages=60 // size, rows=8, columns=32 // size, size=size, slots=40 // size)
+    size, pages = 2 + seed % 4, 60 // (2 + seed % 4)
+    world = SwapWorld(pages, rows=8, columns=32 // size, size=size, slots=40 // size)
 
     def tokens(most: int) -> list[int]:
         return [random.randint(0, 2) for _ in range(random.randint(1, most))]
@@ -124,7 +125,7 @@ def test_a_hundred_thousand_operations(seed: int) -> None:
         lambda: world.set_off(): 12,
         lambda: world.arrive(place(99), random.random() < 0.05): 50,
         lambda: world.forget(place(99)): 1,
-        lambda: world.resize(random.randint(10, 99)): 0.5,
+        lambda: world.resize(random.randint(pages // 3, pages + pages // 3)): 3,
         lambda: world.crash(): 0.1,
     }
     choices, weights = list(operations), list(operations.values())
@@ -133,6 +134,6 @@ def test_a_hundred_thousand_operations(seed: int) -> None:
         [operation] = random.choices(choices, weights)
         done += operation()
         world.check()
-    counts = (world.copied, world.evicted, world.back, world.faults)
+    counts = (world.copied, world.moved, world.evicted, world.back, world.faults)
     assert min(counts) > 50, f"the operations do not test what they are meant to: {counts}"
     world.drain()

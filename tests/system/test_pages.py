@@ -127,20 +127,62 @@ def test_check_notices_damage(damage: str) -> None:
         table.check()
 
 
-def test_a_pool_that_shrinks_gives_back_what_is_free_at_once_and_the_rest_when_its_users_leave() -> None:
+def test_a_pool_that_shrinks_moves_what_it_can_and_gives_the_rest_back_when_its_users_leave() -> None:
     table = make_table(pages=8)
-    low, high = table.take_row(), table.take_row()
+    gone, low, high = table.take_row(), table.take_row(), table.take_row()
+    table.extend(gone, 0, 4)
     table.extend(low, 0, 8)
     table.extend(high, 0, 12)
+    table.release(gone)
     pool = table.pool
-    pool.resize(3)
+    [copy] = table.resize(3)
+    assert (copy.source, copy.target) == (5, 0), "from the end of the pool"
+    assert row_of(table, high)[:3] == [3, 4, 0]
     assert (pool.total, pool.free, pool.used, pool.beyond, pool.extent) == (3, 0, 5, 2, 5)
+    assert not pool.can_move
     table.check()
     table.release(high)
     assert (pool.free, pool.used, pool.beyond, pool.extent) == (1, 2, 0, 3)
     table.check()
     pool.resize(8)
     assert (pool.free, pool.used, pool.extent) == (6, 2, 8)
+    table.check()
+
+
+def test_a_shared_page_moves_once_and_all_that_refer_to_it_follow() -> None:
+    table = make_table(pages=8)
+    gone, source, target = table.take_row(), table.take_row(), table.take_row()
+    table.extend(gone, 0, 12)
+    table.extend(source, 0, 6)
+    table.fork(source, target)
+    table.release(gone)
+    copies = table.resize(3)
+    assert {copy.source for copy in copies} == {3, 4}
+    assert row_of(table, source) == row_of(table, target)
+    assert (table.pool.used, table.pool.shared, table.pool.extent) == (2, 2, 3)
+    table.check()
+    [copy] = table.extend(target, 6, 7)
+    assert copy.source == row_of(table, source)[1], "it is copied when it is written to, as before"
+    table.check()
+
+
+def test_promised_and_pinned_pages_are_left_alone() -> None:
+    table = make_table(pages=8)
+    gone, row = table.take_row(), table.take_row()
+    table.extend(gone, 0, 8)
+    table.extend(row, 0, 8)
+    table.release(gone)
+    pool = table.pool
+    pool.reserve(1)
+    pool.pin(3)
+    assert [(copy.source, copy.target) for copy in table.resize(2)] == [(2, 0)]
+    assert (pool.available, pool.beyond) == (0, 1)
+    pool.unreserve(1)
+    assert not pool.can_move, "a transfer uses it"
+    pool.unpin(3)
+    assert pool.can_move
+    assert [(copy.source, copy.target) for copy in table.resize(2)] == [(3, 1)]
+    assert (pool.beyond, pool.extent) == (0, 2)
     table.check()
 
 
@@ -162,9 +204,25 @@ def test_cached_pages_beyond_a_pools_size_are_forgotten_with_those_that_follow_t
     for page in (first, second, third):
         pool.drop(page)
     assert (pool.free, cache.idle) == (6, 3)
-    pool.resize(2)
+    assert pool.resize(2) == {}, "there is no blank one"
     assert (pool.free, cache.idle) == (2, 1)
     assert pool.extent == 2
+    pool.check()
+
+
+def test_cached_pages_move_to_blank_ones_the_first_before_those_that_follow() -> None:
+    cache = PrefixCache(4, b"")
+    pool = PagePool(6, cache)
+    drawn = [pool.draw() for _ in range(6)]
+    parent, chain = cache.root(""), [5, 2, 4]
+    for page in chain:
+        parent = cache.insert(parent, bytes(16), page)
+    for page in drawn:
+        pool.drop(page)
+    assert pool.resize(2) == {5: 0, 2: 1}
+    assert (pool.free, cache.idle) == (2, 2), "what follows and found no place is gone"
+    pool.check()
+    assert pool.draw() != pool.draw()
     pool.check()
 
 

@@ -146,6 +146,47 @@ def test_a_pool_shrinks_for_another_model_and_grows_back() -> None:
     assert world.resident() == "a"
 
 
+def preempted(world: ManyModels) -> list[str]:
+    return [e.id for e in world.events if isinstance(e, StateChanged) and e.is_preemption]
+
+
+@pytest.mark.parametrize("prefixes", [False, True])
+def test_pages_in_use_move_out_of_the_way_of_another_model(prefixes: bool) -> None:
+    world = two(budget=170, prefixes=prefixes)
+    first = world.submit("a", prompt=9, max_tokens=2)
+    kept = world.submit("a", prompt=6, max_tokens=5, n=2)
+    while world.state(first) is not State.FINISHED:
+        world.step()
+    used = world.kernels.kernel("a").stats(False).pages_used
+    assert world.kernels.kernel("a").pool.total == 8 and used <= 5
+    world.submit("b")
+    plan = world.step()
+    assert plan.loads and world.moved, "at once"
+    assert plan.resizes[0].copies
+    run(world)
+    assert world.state(kept) is State.FINISHED
+    assert (preempted(world), changes(world)) == ([], "ab")
+    world.drain()
+
+
+def test_where_pages_find_no_place_as_few_are_preempted_as_it_takes() -> None:
+    limits = make_limits(context=48, pages=24)
+    size = ModelSize(weights=20, workspace=0, page=5, least=8)
+    world = ManyModels([limits, limits], [size, size], 160)
+    ids = [world.submit("a", prompt=11, max_tokens=20) for _ in range(4)]
+    while world.kernels.kernel("a").stats(False).pages_used < 16:
+        world.step()
+    world.submit("b", prompt=4, max_tokens=44)
+    world.step(took=PATIENCE)
+    assert not preempted(world), "before their time is over"
+    while world.resident() == "a":
+        world.step()
+    assert world.kernels.kernel("a").pool.total == 10
+    assert preempted(world) == [ids[3], ids[2]], "of four pages each"
+    run(world)
+    world.drain()
+
+
 def test_a_request_that_needs_more_than_the_pool_has_gets_it() -> None:
     """Both models are loaded with pools of five pages; one request needs eight: the other model has to go."""
     world = two(budget=170)
@@ -316,6 +357,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         if hasattr(self, "world"):
             self.world.drain()
             event(f"loads: {min(self.world.loads, 6)}")
+            event(f"pages moved: {min(self.world.moved, 6)}")
 
 
 TestResidencyMachine = ResidencyMachine.TestCase

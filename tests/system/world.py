@@ -186,8 +186,7 @@ class World:
 
     def resize(self, pages: int) -> None:
         """As many pages, or as many as the most demanding request needs; what lies beyond is lost."""
-        self.kernel.resize(max(pages, self.kernel.floor))
-        self.executor.shrink(self.kernel.pool.extent)
+        self.executor.shrink(self.kernel.resize(max(pages, self.kernel.floor)), self.kernel.pool.extent)
         self.kernel.check()
 
     def evacuate(self) -> None:
@@ -199,9 +198,9 @@ class World:
         while self.kernel.transferring:
             self.step(admit=False)
         assert self.kernel.pool.used == 0
-        self.kernel.resize(0)
+        assert self.kernel.resize(0) == ()
         assert self.kernel.pool.extent == 0
-        self.executor.shrink(0)
+        self.executor.shrink((), 0)
         self.kernel.check()
 
     def step(self, took: int = 1, admit: bool = True) -> Plan | None:
@@ -223,7 +222,7 @@ class World:
         self.events: list[Event] = self.kernel.commit(plan, result, self.now)
         self._find_queue()
         self.oracle.follow(self.events)
-        self.oracle.steps += 1
+        self.oracle.steps += bool(result.sequences or result.transfers)  # else it was interrupted
         self.kernel.check()
         self._check_views()
         self._check_memory()

@@ -21,10 +21,8 @@ OK, FAILURE, USAGE, NOT_RUNNING, INTERRUPTED = 0, 1, 2, 3, 130
 GROUPS = {
     "daemon": ("start", "stop", "status"),
     "run": ("run",),
-    "ps": ("ps",),
-    "requests": ("kill", "nice", "suspend", "resume", "wait", "hibernate"),
+    "requests": ("ps", "kill", "nice", "suspend", "resume", "hibernate"),
     "mem": ("mem",),
-    "keys": ("keys",),
     "query": ("query",),
     "models": ("models",),
     "doctor": ("doctor",),

@@ -13,8 +13,7 @@ from starlette.requests import Request
 from llmosd.application.hibernation import Hibernation
 from llmosd.application.http.edge import arrived, request_id
 from llmosd.application.http.errors import error_body
-from llmosd.application.http.rights import caller_of
-from llmosd.application.http.schema import GenerationBody, StreamOptions, session_of, user_of
+from llmosd.application.http.schema import GenerationBody, StreamOptions, user_of
 from llmosd.application.http.sse import DONE, EventStream, on_disconnect, sse
 from llmosd.application.models import Models, ServedModel
 from llmosd.application.service import Service
@@ -134,19 +133,17 @@ async def begin(
     text: str,
 ) -> Generation:
     """Submit one request a prompt; all are accepted or none is. Raises what the service raises."""
-    caller, named = caller_of(request), user_of(body)
     spec = RequestSpec(
         id=request_id(request),
         model=model.id,
         prompt=(),
         sampling=sampling,
-        user=named if caller.user is None else caller.user,
+        user=user_of(body),
         nice=body.nice,
         cache_salt=body.cache_salt or "",
         arrived=arrived(request),
         created_at=time.time(),
-        label=_label("" if caller.user is None else named, text if backing.log_prompts else ""),
-        session=session_of(body, request.headers.get("x-session-id")) or request_id(request),
+        label=_label(text) if backing.log_prompts else "",
     )
     specs = [replace(spec, prompt=prompt, id=_numbered(spec.id, i)) for i, prompt in enumerate(prompts)]
     results = await asyncio.gather(*map(backing.service.submit, specs), return_exceptions=True)
@@ -187,7 +184,6 @@ def _numbered(id: str, prompt: int) -> str:
     return f"{id}-{prompt}" if prompt else id
 
 
-def _label(user: str, text: str) -> str:
-    """On one line, without anything that drives a terminal: the user within the key's, and the prompt's beginning."""
-    words = " ".join([*([f"[{user}]"] if user else []), *text.split()])
-    return "".join(character for character in words if character.isprintable())[:_LABEL]
+def _label(text: str) -> str:
+    """The prompt's beginning on one line, without anything that drives a terminal."""
+    return "".join(character for character in " ".join(text.split()) if character.isprintable())[:_LABEL]
