@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from llmosd.runtime.catalogue import manifest
 from llmosd.runtime.importer import pull
@@ -13,7 +13,8 @@ from llmosd.runtime.installed import InstalledModel, find
 from llmosd.runtime.paged_model import choose_backend
 from tests.model_home import MODEL_ID, cached_home
 
-settings.register_profile("patient", deadline=None)  # a busy machine is no failure
+# A busy machine is no failure.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
 

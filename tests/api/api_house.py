@@ -10,12 +10,13 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import httpx
 import openai
 
 from llmosd.application.client import Client
-from llmosd.application.engine import Batch, ThreadEngine
+from llmosd.application.engine import Batch, Command, ThreadEngine
 from llmosd.application.eventlog import EventLog
 from llmosd.application.flow import BackPressure
 from llmosd.application.hibernation import Hibernation
@@ -56,6 +57,7 @@ MODEL = "letters"
 MS = 1_000_000
 PATIENT = BackPressure(tokens=10**6)  # tests may leave streams unread
 NO_OTHERS: Mapping[str, ModelEntry] = {}
+PACE_S = 0.02  # a step that takes so long lets a test act while its request runs
 LIMITS = Limits(slots=4, token_budget=64, queue_limit=3, context=512, page_tokens=16, pages=256)
 COST = CostModel(step=1 * MS, prefill=1 * MS, decode=2 * MS, context=0)
 CHATML = (
@@ -79,12 +81,16 @@ def byte_tokenizer() -> Tokenizer:
 
 
 class LettersExecutor:
-    """The i-th token of choice c reads as the letter c + i of the alphabet; steps wait while `gate` is closed."""
+    """The i-th token of choice c reads as the letter c + i of the alphabet; steps wait while `gate` is closed.
+
+    A step takes `pause_s`, but ends at once when a command comes: acting on what runs slowly is no slower.
+    """
 
     def __init__(self, length: Callable[[SequenceStart], int], clock: ManualClock) -> None:
         self.gate = threading.Event()
         self.gate.set()
         self.pause_s = 0.0
+        self.commanded = threading.Event()
         self.wait: Callable[[], object] = nothing  # in each step
         self.poisoned: str | None = None  # steps with a sequence whose prompt contains this byte string fail
         self.started: dict[int, SequenceStart] = {}
@@ -93,7 +99,8 @@ class LettersExecutor:
     def execute(self, plan: Plan, meanwhile: Callable[[], None] = nothing) -> StepResult:
         meanwhile()
         self.gate.wait()
-        threading.Event().wait(self.pause_s)
+        self.commanded.wait(self.pause_s)
+        self.commanded.clear()
         self.wait()
         self.started.update((start.sequence, start) for start in plan.started)
         if self.poisoned is not None and any(self._is_poisoned(part.sequence) for part in plan.sequences):
@@ -127,6 +134,18 @@ def _chances(token: int, wanted: int) -> TokenLogprob:
     return TokenLogprob(token, -0.5, tuple((token, -0.5 - rank) for rank in range(wanted)))
 
 
+class HouseEngine(ThreadEngine):
+    """Tells its executor of each command."""
+
+    def __init__(self, executor: LettersExecutor, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._commanded = executor.commanded
+
+    def post(self, command: Command) -> None:
+        super().post(command)
+        self._commanded.set()
+
+
 @dataclass
 class House:
     """What a test holds of it."""
@@ -155,12 +174,12 @@ class House:
         def seen() -> None:
             turn = threading.Event()
             loop.call_soon_threadsafe(turn.set)
-            turn.wait(20)
+            turn.wait(60)
 
         self.executor.wait = seen
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition():  # noqa: ASYNC110  what is waited for has no event to wait on
                 await asyncio.sleep(0.002)
 
@@ -233,7 +252,7 @@ async def _open_house(
         residency.start(numerics.model)
         return Kernels(residency=residency), executor
 
-    engine = ThreadEngine(build, deliver, lambda: clock.now)
+    engine = HouseEngine(executor, build, deliver, lambda: clock.now)
     service = Service(engine, on_accept=record, clock=lambda: clock.now, back_pressure=back_pressure)
     metrics, batches = Metrics(MODEL), list[Batch]()
     events, notes = EventLog("node"), list[EventMessage]()
@@ -267,9 +286,9 @@ async def _open_house(
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
         async with (
-            httpx.AsyncClient(base_url=url, timeout=20, trust_env=False, verify=False) as http,
+            httpx.AsyncClient(base_url=url, timeout=60, trust_env=False, verify=False) as http,
             openai.DefaultAsyncHttpxClient(trust_env=False, verify=False) as transport,
-            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=20, http_client=transport) as ai,
+            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=60, http_client=transport) as ai,
         ):
             house = House(
                 url, service, hibernation, executor, clock, metrics, recorded, restored, notes, batches, http, ai
@@ -281,7 +300,7 @@ async def _open_house(
         server.close()
         await serving
         engine.stop(drain=False)
-        await asyncio.to_thread(engine.join, 20)
+        await asyncio.to_thread(engine.join, 60)
         await hibernation.settled()
         with suppress(OSError):
             listener.close()

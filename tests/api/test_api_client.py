@@ -5,7 +5,7 @@ from itertools import islice
 from typing import Any
 
 import pytest
-from api_house import MODEL, House
+from api_house import MODEL, PACE_S, House
 
 from llmosd.application.client import AsyncClient, Client
 from llmosd.errors import (
@@ -49,7 +49,7 @@ async def test_a_chat_comes_in_pieces_that_count_tokens(house: House) -> None:
 
 
 async def test_leaving_a_chat_cancels_it(house: House) -> None:
-    house.executor.pause_s = 0.002
+    house.executor.pause_s = PACE_S
 
     def ask() -> int:
         with Client(house.url) as client:
@@ -63,7 +63,7 @@ async def test_leaving_a_chat_cancels_it(house: House) -> None:
 
 
 async def test_an_error_in_a_stream_is_raised(house: House) -> None:
-    house.executor.pause_s = 0.002
+    house.executor.pause_s = PACE_S
 
     def ask() -> None:
         with Client(house.url) as client, Client(house.url) as other:
@@ -104,7 +104,7 @@ async def test_a_full_queue_carries_its_delay(house: House) -> None:
 
 
 async def test_what_the_monitor_does(house: House) -> None:
-    house.executor.pause_s = 0.002
+    house.executor.pause_s = PACE_S
     call = asyncio.create_task(
         house.http.post("/v1/completions", json={"model": MODEL, "prompt": "x", "max_tokens": 500})
     )

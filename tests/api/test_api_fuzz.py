@@ -71,7 +71,7 @@ def http() -> Iterator[httpx.Client]:
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
     assert ready.wait(20)
-    with httpx.Client(base_url=urls[0], timeout=20, trust_env=False) as client:
+    with httpx.Client(base_url=urls[0], timeout=60, trust_env=False) as client:
         yield client
     loop, stop = loops[0]
     loop.call_soon_threadsafe(stop.set)

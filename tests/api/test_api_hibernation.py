@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from api_house import LIMITS, MODEL, NUMERICS, House, open_house
+from api_house import LIMITS, MODEL, NUMERICS, PACE_S, House, open_house
 
 from llmosd.application import image
 from llmosd.application.image import Image
@@ -45,7 +45,7 @@ async def show(house: House, id: str) -> dict[str, Any]:
 
 async def half_done(house: House, id: str, **fields: Any) -> asyncio.Task[httpx.Response]:
     """A request that has generated something, with steps slow enough to catch it."""
-    house.executor.pause_s = 0.002
+    house.executor.pause_s = PACE_S
     call = ask(house, id, **fields)
     await house.until(lambda: sum(len(output.tokens) for output in outputs(house, id)) >= 5)
     return call
@@ -162,7 +162,7 @@ async def test_a_stream_goes_on_from_where_its_reader_is(house: House) -> None:
     assert had == [answer(len(text), choice) for choice, text in enumerate(had)] and all(had)
     skips = f"{len(had[0])},3"
     reading = asyncio.create_task(house.http.get(f"/v1/requests/r/stream?from={skips}"))
-    await asyncio.sleep(0.02)
+    await house.until(lambda: len(watching()) == 2)
     await house.http.post("/v1/requests/r/resume")
     house.executor.pause_s = 0
     assert texts((await reading).text, 2) == [answer(300)[len(had[0]) :], answer(300, 1)[3:]]
@@ -192,10 +192,11 @@ async def test_a_reader_that_leaves_changes_nothing_and_a_cancelled_request_ends
     await half_done(house, "r")
     await house.http.post("/v1/requests/r/hibernate")
     with pytest.raises(httpx.ReadTimeout):
-        await house.http.get("/v1/requests/r/stream", timeout=0.1)
+        await house.http.get("/v1/requests/r/stream", timeout=httpx.Timeout(60, read=0.1))
     assert (await show(house, "r"))["state"] == "suspended"
+    await house.until(lambda: len(watching()) == 1)
     reading = asyncio.create_task(house.http.get("/v1/requests/r/stream"))
-    await asyncio.sleep(0.02)
+    await house.until(lambda: len(watching()) == 2)
     await house.http.delete("/v1/requests/r")
     assert '"code":"request_cancelled"' in (await reading).text
 
@@ -244,7 +245,7 @@ async def test_a_stopped_daemon_leaves_images_and_tells_waiting_clients(tmp_path
         call = await half_done(house, "r")
         await house.http.post("/v1/requests/r/hibernate")
         house.service.phase = house.service.phase.DRAINING
-        await asyncio.wait_for(house.service.roster.idle(), 5)  # it does not hold up the end
+        await asyncio.wait_for(house.service.roster.idle(), 60)  # it does not hold up the end
         house.service.stop()
         assert "the next one takes up request r" in (await call).json()["error"]["message"]
     async with open_house(home=tmp_path) as house:
@@ -260,7 +261,7 @@ async def test_a_suspended_request_stands_still_in_the_next_daemon_too(tmp_path:
         await call
     async with open_house(home=tmp_path) as house:
         assert (await show(house, "r"))["state"] == "suspended"
-        await asyncio.wait_for(house.service.roster.idle(), 5)
+        await asyncio.wait_for(house.service.roster.idle(), 60)
         await house.http.post("/v1/requests/r/resume")
         assert (await ended(house, "r"))["choices"][0]["text"] == answer(300)
 

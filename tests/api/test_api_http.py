@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from api_house import LIMITS, MODEL, House, open_house
+from api_house import LIMITS, MODEL, PACE_S, House, open_house
 
 from llmosd.application.http.decode import MAX_BODY
 from llmosd.application.roster import HISTORY
@@ -30,7 +30,7 @@ def endless(**fields: Any) -> dict[str, Any]:
 
 async def occupy(house: House, count: int) -> list[asyncio.Task[httpx.Response]]:
     """That many long requests, each accepted before the next is sent."""
-    house.executor.pause_s = 0.002
+    house.executor.pause_s = PACE_S
     tasks = []
     for number in range(1, count + 1):
         tasks.append(asyncio.create_task(house.http.post(COMPLETIONS, json=endless())))
@@ -187,14 +187,14 @@ async def test_what_cannot_be_recorded_is_not_served(house: House) -> None:
         raise Unavailable("the disk is full")
 
     house.service._on_accept = fail
-    house.executor.pause_s = 0.002
+    house.executor.pause_s = PACE_S
     await error_of(await house.http.post(COMPLETIONS, json=endless()), 503)
     await house.until(lambda: house.service.stats is not None and house.service.stats.cancelled == 1)
     await house.service.roster.idle()
 
 
 async def test_a_stop_tells_those_who_wait_that_they_may_ask_again(house: House) -> None:
-    house.executor.pause_s = 0.002
+    house.executor.pause_s = PACE_S
     whole = asyncio.create_task(house.http.post(COMPLETIONS, json=endless()))
     streamed = asyncio.create_task(house.http.post(COMPLETIONS, json=endless(stream=True)))
     await house.until(lambda: len(house.executor.started) == 2)
@@ -219,7 +219,7 @@ async def test_a_full_queue_says_when_to_come_back(house: House) -> None:
 
 
 async def test_several_prompts_are_accepted_together_or_not_at_all(house: House) -> None:
-    house.executor.pause_s = 0.002
+    house.executor.pause_s = PACE_S
     await error_of(await house.http.post(COMPLETIONS, json=endless(prompt=["x"] * 9)), 429)
     await house.service.roster.idle()
     stats = house.service.stats
@@ -238,7 +238,7 @@ async def ended(house: House, state: State) -> RequestView:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves_cancels_its_request(house: House, stream: bool) -> None:
-    house.executor.pause_s = 0.002
+    house.executor.pause_s = PACE_S
     call = asyncio.create_task(house.http.post(COMPLETIONS, json=endless(stream=stream, n=2)))
     await house.until(lambda: bool(house.executor.started))
     call.cancel()
@@ -260,7 +260,7 @@ async def test_a_queued_client_that_leaves_frees_its_place(house: House) -> None
 
 
 async def test_deleting_a_request_tells_who_waits_for_it(house: House) -> None:
-    house.executor.pause_s = 0.002
+    house.executor.pause_s = PACE_S
     whole = asyncio.create_task(house.http.post(COMPLETIONS, json=endless(), headers={"X-Request-Id": "w"}))
     streamed = asyncio.create_task(
         house.http.post(COMPLETIONS, json=endless(stream=True), headers={"X-Request-Id": "s"})
@@ -278,7 +278,7 @@ async def test_deleting_a_request_tells_who_waits_for_it(house: House) -> None:
 
 
 async def test_the_request_table(house: House) -> None:
-    house.executor.pause_s = 0.002
+    house.executor.pause_s = PACE_S
     await house.http.post(COMPLETIONS, json=body(user="ann", priority=3))
     call = asyncio.create_task(house.http.post(COMPLETIONS, json=endless(user="bob")))
     await house.until(lambda: len(house.executor.started) == 2)
@@ -299,7 +299,7 @@ async def test_the_request_table(house: House) -> None:
 
 
 async def test_renice(house: House) -> None:
-    house.executor.pause_s = 0.002
+    house.executor.pause_s = PACE_S
     call = asyncio.create_task(house.http.post(COMPLETIONS, json=endless(), headers={"X-Request-Id": "r"}))
     await house.until(lambda: bool(house.executor.started))
     changed = await house.http.patch("/v1/requests/r", json={"priority": -5})
@@ -312,7 +312,7 @@ async def test_renice(house: House) -> None:
 
 
 async def test_suspend_and_resume(house: House) -> None:
-    house.executor.pause_s = 0.002
+    house.executor.pause_s = PACE_S
     call = asyncio.create_task(house.http.post(COMPLETIONS, json=endless(), headers={"X-Request-Id": "r"}))
     await house.until(lambda: bool(house.executor.started))
     suspended = (await house.http.post("/v1/requests/r/suspend")).json()

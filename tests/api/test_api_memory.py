@@ -7,10 +7,10 @@ import json
 from typing import Any
 
 import pytest
-from api_house import LIMITS, MODEL, House, open_house
+from api_house import LIMITS, MODEL, PACE_S, House, open_house
 
 from llmosd.application.cli import main
-from llmosd.types import Quota, Quotas, State
+from llmosd.types import Output, Quota, Quotas, State
 
 COMPLETIONS = "/v1/completions"
 PAGE_BYTES = 64
@@ -22,13 +22,21 @@ def body(user: str, tokens: int = 400) -> dict[str, Any]:
 
 async def running(house: House, *users: str) -> list[asyncio.Task[Any]]:
     """A long request of each user, in this order, as far as quotas let them run."""
-    house.executor.pause_s = 0.002
+    house.executor.pause_s = PACE_S
     tasks = []
     for count, user in enumerate(users, 1):
         tasks.append(asyncio.create_task(house.http.post(COMPLETIONS, json=body(user))))
         await house.until(lambda count=count: len(house.recorded) == count)
-    await asyncio.sleep(0.05)
+    await house.until(lambda: len(_with_output(house)) + _parked(house) == len(users))
     return tasks
+
+
+def _with_output(house: House) -> set[str]:
+    return {event.id for batch in house.batches for event in batch.events if isinstance(event, Output)}
+
+
+def _parked(house: House) -> int:
+    return house.service.stats.parked if house.service.stats else 0
 
 
 async def cli(house: House, *args: str) -> int:

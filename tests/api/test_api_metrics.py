@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from api_house import LIMITS, MODEL, House, open_house
+from api_house import LIMITS, MODEL, PACE_S, House, open_house
 from prometheus_client.parser import text_string_to_metric_families
 
 COMPLETIONS = "/v1/completions"
@@ -81,7 +81,7 @@ async def test_a_preemption_counts_by_its_reason_and_in_the_gap_it_makes() -> No
 
 
 async def test_cancelled_and_failed_requests_count_and_have_no_latency(house: House) -> None:
-    house.executor.pause_s = 0.002
+    house.executor.pause_s = PACE_S
     call = asyncio.create_task(house.http.post(COMPLETIONS, json=body(max_tokens=500)))
     await house.until(lambda: bool(house.executor.started))
     call.cancel()

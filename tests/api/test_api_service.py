@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from api_house import MODEL, MS, House
+from api_house import MODEL, MS, PACE_S, House
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,7 +49,7 @@ async def test_a_refused_request_leaves_nothing_behind(house: House) -> None:
 
 @pytest.mark.parametrize("max_tokens", [500, 0])
 async def test_a_caller_that_leaves_before_the_answer_leaves_nothing_behind(house: House, max_tokens: int) -> None:
-    house.executor.pause_s = 0.002
+    house.executor.pause_s = PACE_S
     call = asyncio.create_task(house.service.submit(spec("a", max_tokens=max_tokens)))
     await asyncio.sleep(0)
     call.cancel()
@@ -73,7 +73,7 @@ async def test_a_failing_subscriber_disturbs_nobody(house: House, caplog: pytest
 
 
 async def test_the_delay_of_a_full_queue_follows_the_measured_rate(house: House) -> None:
-    house.executor.pause_s = 0.002
+    house.executor.pause_s = PACE_S
     for number in range(7):
         await house.service.submit(spec(str(number), max_tokens=500))
     await house.until(lambda: house.service.stats is not None and house.service.stats.waiting == 3)

@@ -71,7 +71,7 @@ async def test_a_client_that_leaves_is_noticed_while_nothing_is_sent() -> None:
 
     connection = Connection()
     connection.disconnected.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await EventStream(events(), gone.set)({}, connection.receive, connection.send)
     assert gone.is_set()
 

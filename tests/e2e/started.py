@@ -81,7 +81,7 @@ class Daemon:
         return cli(self.home, *args, stdin=stdin)
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=30).raise_for_status()
+        return httpx.get(self.url + path, timeout=PATIENCE_S).raise_for_status()
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of one sample of /metrics; labels that are given must match."""

@@ -80,7 +80,7 @@ def test_hibernated_generations_survive_kill_9(home: Path, uninterrupted: dict[s
         clients = [threading.Thread(target=ask_in_vain, args=(daemon, id)) for id in ASKED]
         for client in clients:
             client.start()
-        eventually(lambda: all(row["completion_tokens"] > 20 for row in rows(daemon)), "all are half done")
+        eventually(lambda: all_half_done(daemon), "all are half done")
         assert httpx.post(f"{daemon.url}/v1/hibernate", timeout=PATIENCE_S).status_code == 200
         hibernated = daemon.cli("hibernate")  # once more, as a person would: slower, and changes nothing
         assert sorted(hibernated.stdout.splitlines()) == sorted(f"{id} hibernated" for id in ASKED), hibernated.stderr
@@ -106,6 +106,19 @@ def test_hibernated_generations_survive_kill_9(home: Path, uninterrupted: dict[s
         assert "Traceback" not in daemon.log
 
 
+def all_half_done(daemon: Daemon) -> bool:
+    """Those that are far ahead, as their clients were quicker, do not wait for the others."""
+    found = rows(daemon)
+    for row in found:
+        if row["completion_tokens"] > 100 and row["state"] != "suspended":
+            hibernate(daemon, row["id"])
+    return all(row["completion_tokens"] > 20 for row in found)
+
+
+def hibernate(daemon: Daemon, id: str) -> None:
+    httpx.post(f"{daemon.url}/v1/requests/{id}/hibernate", timeout=PATIENCE_S).raise_for_status()
+
+
 def rows(daemon: Daemon) -> list[dict[str, Any]]:
     found = {row["id"]: row for row in daemon.get("/v1/requests").json()["data"]}
     assert not any(row["state"] in ENDED for row in found.values()), "it ended before it could be hibernated"
@@ -123,7 +136,7 @@ def test_a_suspended_request_waits_through_a_stop(home: Path) -> None:
         client = threading.Thread(target=ask_in_vain, args=(daemon, "greedy"))
         client.start()
         eventually(lambda: any(row["completion_tokens"] > 20 for row in rows(daemon)), "it is half done")
-        assert daemon.cli("suspend", "greedy").stdout == "greedy suspended\n"
+        httpx.post(f"{daemon.url}/v1/requests/greedy/suspend", timeout=PATIENCE_S).raise_for_status()
         daemon.signal(signal.SIGTERM)
         daemon.wait()
         client.join()
@@ -147,7 +160,7 @@ def test_k_and_v_are_read_back_where_they_are_whole(home: Path, tmp_path: Path, 
         client = threading.Thread(target=ask_long, args=(daemon,))
         client.start()
         eventually(lambda: tokens(daemon, "long") > 10, "it is half done")
-        daemon.cli("hibernate", "long")
+        hibernate(daemon, "long")
         daemon.signal(signal.SIGKILL)
         daemon.wait()
         client.join()

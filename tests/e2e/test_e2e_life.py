@@ -48,7 +48,7 @@ class Asking(threading.Thread):
 
 def test_sigterm_drains(home: Path) -> None:
     with started(home) as daemon:
-        asking = Asking(daemon, 150)
+        asking = Asking(daemon, 300)
         daemon.signal(signal.SIGTERM)
         eventually(lambda: daemon.record.state == "draining", "the daemon drains")
         with daemon.client() as client, pytest.raises(LlmosError, match="drain"):
@@ -117,7 +117,7 @@ def test_kill_9_during_load_then_restart(home: Path) -> None:
         with subscribed(daemon, f"llmos/{NODE}/status") as heard:
             daemon.signal(signal.SIGKILL)
             daemon.wait()
-            eventually(lambda: json.loads(heard[-1])["state"] == "offline", "the last will comes", 30)
+            eventually(lambda: json.loads(heard[-1])["state"] == "offline", "the last will comes")
         for client_thread in asking:
             client_thread.join()
             assert client_thread.error

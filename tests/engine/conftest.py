@@ -29,4 +29,4 @@ def launch(listener: Listener) -> Iterator[Callable[[Build], ThreadEngine]]:
     yield launched
     for engine in engines:
         engine.stop(drain=False)
-        assert engine.join(timeout=30)
+        assert engine.join(timeout=60)

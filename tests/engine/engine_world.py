@@ -36,7 +36,7 @@ def build() -> tuple[Kernels, Executor]:
 
 def build_paced() -> tuple[Kernels, Executor]:
     """Slow enough to act while a request runs."""
-    return Kernels(make_kernel()), Hooked(make_executor(), lambda _plan: time.sleep(0.002))
+    return Kernels(make_kernel()), Hooked(make_executor(), lambda _plan: time.sleep(0.02))
 
 
 def build_nothing() -> tuple[Kernels, Executor]:
@@ -106,7 +106,7 @@ class Listener:
 
     def _wait(self, true: Callable[[], bool]) -> None:
         with self._news:
-            assert self._news.wait_for(true, timeout=30), "the engine did not say what was expected"
+            assert self._news.wait_for(true, timeout=60), "the engine did not say what was expected"
 
 
 def spec(id: str, max_tokens: int = 5, prompt: int | list[int] = 10, n: int = 1, nice: int = 0) -> RequestSpec:

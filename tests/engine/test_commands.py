@@ -97,7 +97,7 @@ def test_what_one_engine_takes_down_another_takes_up(launch: Launch, listener: L
     snapshots = listener.reply(every)
     assert isinstance(snapshots, tuple) and [snapshot.id for snapshot in snapshots] == ["a", "b"]
     engine.stop(drain=False)
-    assert engine.join(timeout=30)
+    assert engine.join(timeout=60)
     assert all(event.interrupted for event in listener.events if isinstance(event, Ended))
 
     another = launch(world.build)
@@ -123,7 +123,7 @@ def test_drain_finishes_what_was_accepted_and_refuses_the_rest(launch: Launch, l
     late = Submit(next(TICKETS), spec("late"))
     engine.post(late)
     assert isinstance(listener.reply(late), Unavailable)
-    assert engine.join(timeout=30)
+    assert engine.join(timeout=60)
     assert [listener.ended(id).completion_tokens for id in "abcdef"] == [10] * 6
     assert engine.failure is None
     engine.post(too_late := Inspect(next(TICKETS)))
@@ -137,7 +137,7 @@ def test_stop_without_drain_fails_what_is_live(launch: Launch, listener: Listene
     listener.first_output("a")
     engine.stop(drain=True)
     engine.stop(drain=False)
-    assert engine.join(timeout=30)
+    assert engine.join(timeout=60)
     for id in "abcdef":
         assert listener.ended(id).state is State.FAILED
         assert "stopped" in str(listener.ended(id).error)

@@ -55,7 +55,7 @@ def test_the_culprit_of_a_failing_step_fails_alone(start: Start, listener: Liste
     fault = Fault()
 
     def before(plan: Plan) -> None:
-        assert hold.wait(30)
+        assert hold.wait(60)
         fault(plan)
 
     engine = start(Hooked(make_executor(), before))
@@ -92,7 +92,7 @@ def test_page_transfers_set_off_by_a_failing_step_are_not_lost(start: Start, lis
     ran, hold = list[Plan](), threading.Event()
 
     def fail_together(plan: Plan) -> None:
-        assert hold.wait(30)
+        assert hold.wait(60)
         ran.append(plan)
         if len(plan.sequences) > 1:
             raise StepError("one at a time")
@@ -183,7 +183,7 @@ def test_an_engine_that_dies_leaves_nobody_waiting(
     commands = [Submit(next(TICKETS), spec(f"r{i}", max_tokens=6)) for i in range(8)]  # more than there are slots
     for command in commands:
         engine.post(command)
-    assert engine.join(timeout=30)
+    assert engine.join(timeout=60)
     for command in commands:
         answer = listener.reply(command)
         if isinstance(answer, Unavailable):  # it came when the engine was dead already
@@ -226,7 +226,7 @@ def test_an_idle_engine_has_checked_its_kernel_and_does_nothing(listener: Listen
     time.sleep(0.2)
     assert len(reads) == before
     engine.stop(drain=True)
-    assert engine.join(timeout=30)
+    assert engine.join(timeout=60)
 
 
 def test_commands_from_many_threads_each_get_one_reply(start: Start, listener: Listener) -> None:

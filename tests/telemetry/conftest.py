@@ -50,7 +50,7 @@ def kill(broker: Broker) -> None:
     os.kill(broker_processes(broker)[-1].pid, signal.SIGKILL)
 
 
-async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Returns once it holds; fails when it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -1,6 +1,7 @@
 """A daemon-like process for the broker tests: `python -m tests.telemetry.daemon HOME PORT mosquitto|iotcore`.
 
-Ensures the broker, publishes, and prints the watcher's pid and whether the broker was adopted once it is connected.
+At the first line of its input it ensures the broker and publishes; once it is connected it prints the watcher's pid
+and whether the broker was adopted.
 """
 
 from __future__ import annotations
@@ -35,4 +36,5 @@ async def main(home: Path, port: int, kind: str) -> None:
 
 
 if __name__ == "__main__":
+    sys.stdin.readline()
     asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))

@@ -26,17 +26,24 @@ ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
-def daemon(home: Path, port: int, mosquitto: str | None) -> Iterator[tuple[subprocess.Popen[bytes], int, bool]]:
-    """The process, its broker's watcher and whether that was adopted; killed at the end."""
+def prepared(home: Path, port: int, mosquitto: str | None) -> Iterator[subprocess.Popen[bytes]]:
+    """A daemon's process that waits for a line to begin; killed at the end."""
     kind = "mosquitto" if mosquitto else "iotcore"
     command = [sys.executable, "-m", "tests.telemetry.daemon", home, str(port), kind]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as process:
-        assert process.stdout
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as process:
         try:
-            pid, adopted = process.stdout.readline().decode().split()
-            yield process, int(pid), adopted == "True"
+            yield process
         finally:
             process.kill()
+
+
+def begin(process: subprocess.Popen[bytes]) -> tuple[int, bool]:
+    """Its broker's watcher and whether that was adopted."""
+    assert process.stdin and process.stdout
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+    pid, adopted = process.stdout.readline().decode().split()
+    return int(pid), adopted == "True"
 
 
 @asynccontextmanager
@@ -113,28 +120,29 @@ async def test_after_kill_9_of_its_daemon_the_last_will_goes_out_and_the_broker_
     config: Config, mosquitto: str | None
 ) -> None:
     port = free_port()
-    with daemon(config.home, port, mosquitto) as (process, watcher, _):
+    with prepared(config.home, port, mosquitto) as process:
+        watcher, _ = begin(process)
         async with subscriber(port) as got:
             await until(lambda: ("llmos/test/frame", True) in {(topic, retained) for topic, _, retained in got})
             process.kill()
-            await until(lambda: got[-1][:1] == ("llmos/test/status",) and got[-1][1]["state"] == "offline", 4)
+            await until(lambda: got[-1][:1] == ("llmos/test/status",) and got[-1][1]["state"] == "offline")
             assert got[-1][1]["pid"] == process.pid
         late: list[str] = []
         async with subscriber(port) as got:  # whoever comes later reads it too: it is retained
-            await until(lambda: any(payload.get("state") == "offline" for _, payload, _ in got), 2)
+            await until(lambda: any(payload.get("state") == "offline" for _, payload, _ in got))
             late += [topic for topic, _, retained in got if retained]
         assert "llmos/test/status" in late
-    await until(lambda: ProcessIdentity.of(watcher) is None, 15)
+    await until(lambda: ProcessIdentity.of(watcher) is None)
     assert await settled(port) is Answer.NOTHING
 
 
 async def test_a_restarted_daemon_adopts_the_broker_in_its_grace_time(config: Config, mosquitto: str | None) -> None:
     port = free_port()
-    with daemon(config.home, port, mosquitto) as (process, first, adopted):
+    with prepared(config.home, port, mosquitto) as process, prepared(config.home, port, mosquitto) as heir:
+        first, adopted = begin(process)
         assert not adopted
         process.kill()
-    with daemon(config.home, port, mosquitto) as (_, second, adopted):
-        assert adopted and second == first
+        assert begin(heir) == (first, True)
         await asyncio.sleep(6)  # more than the grace time after the first daemon's end
         assert ProcessIdentity.of(first) is not None and await probe("127.0.0.1", port) is Answer.ACCEPTED
 

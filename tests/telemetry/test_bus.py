@@ -54,9 +54,10 @@ def states(got: list[Any]) -> list[str]:
 
 async def test_who_comes_late_reads_status_and_last_frame_at_once(config: Config, mosquitto: str | None) -> None:
     async with running(config, mosquitto) as (bus, _, _):
-        for seq in (1, 2):
-            bus.publish_frame(Frame("test", seq, 0.0))
-            await asyncio.sleep(0.1)
+        async with subscriber(port(bus)) as early:
+            for seq in (1, 2):
+                bus.publish_frame(Frame("test", seq, 0.0))
+                await until(lambda seq=seq: any(payload.get("seq") == seq for _, payload, _ in early))
         async with subscriber(port(bus)) as got:
             await until(lambda: len(got) == 2)
             assert {topic: retained for topic, _, retained in got} == {
@@ -107,7 +108,7 @@ async def test_a_flood_of_events_is_thinned_and_the_rest_counted(config: Config,
         log.note("error", "test", "an error still gets through")
         await until(lambda: any(payload.get("kind") == "events.left_out" for _, payload, _ in got))
         events = [payload for topic, payload, _ in got if topic == "llmos/test/event"]
-        assert len(events) <= BURST + 2
+        assert BURST / 2 <= len(events) < 50
         sent = sum(event["kind"] == "flood" for event in events)
         marked = next(event["text"] for event in events if event["kind"] == "events.left_out")
         assert marked.startswith(f"{100 - sent} events left out")
@@ -178,6 +179,6 @@ async def test_a_stop_that_comes_with_an_acknowledgement_is_not_lost(
         (task,) = [task for task in asyncio.all_tasks() - before if "Bus.run" in repr(task)]
         stop.append(task)
         log.note("info", "test", "the last event")
-        await asyncio.wait({task}, timeout=10)
+        await asyncio.wait({task}, timeout=60)
         assert task.cancelled()
         await until(lambda: states(got)[-1:] == ["offline"])

@@ -150,7 +150,7 @@ async def test_frames_become_rows_and_samples(store: Store, path: Path) -> None:
 
 async def test_buffered_rows_are_committed_within_about_a_second_without_being_asked(store: Store, path: Path) -> None:
     store.add_event(event("alone"))
-    for _ in range(100):
+    for _ in range(600):
         if rows(path, "SELECT count(*) FROM events") == [(1,)]:
             break
         await asyncio.sleep(0.1)

@@ -71,7 +71,7 @@ async def daemon(config: Config) -> AsyncIterator[tuple[Service, Telemetry, Bus]
             with suppress(asyncio.CancelledError):
                 await task
         engine.stop(drain=False)
-        await asyncio.to_thread(engine.join, 20)
+        await asyncio.to_thread(engine.join, 60)
         await store.close()
 
 
@@ -141,6 +141,6 @@ async def test_an_external_broker_with_a_password(config: Config, guarded: str) 
 
 
 async def until_refused(port: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await probe("127.0.0.1", port) is not Answer.REFUSED:  # noqa: ASYNC110  nothing to wait on
             await asyncio.sleep(0.05)
