@@ -184,7 +184,7 @@ class House:
                 await asyncio.sleep(0.002)
 
     async def until_async(self, condition: Callable[[], Awaitable[bool]]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not await condition():  # noqa: ASYNC110  as above
                 await asyncio.sleep(0.002)
 

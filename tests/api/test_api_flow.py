@@ -100,7 +100,7 @@ async def test_a_paused_request_is_hibernated_and_read_from_any_place_by_the_nex
 
 
 async def test_a_suspended_request_outlives_a_client_that_never_reads() -> None:
-    async with open_house(back_pressure=BackPressure(10, 0.2)) as house:
+    async with open_house(back_pressure=BackPressure(10, 2.0)) as house:
         house.keep_step()
         slow = await house.service.submit(spec("slow"))
         await house.until_async(is_in(house, "slow", State.PAUSED))
