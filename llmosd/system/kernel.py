@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 from llmosd.errors import InvalidRequest, NotFound, QueueFull
 from llmosd.system.accounts import Accounts
@@ -29,6 +29,7 @@ from llmosd.system.speculation import Speculation
 from llmosd.system.swapping import Swapping
 from llmosd.system.transplant import Transplants
 from llmosd.system.turns import Urgency
+from llmosd.system.waiting import WaitClock
 from llmosd.types import (
     ENDED,
     STANDING,
@@ -52,6 +53,7 @@ from llmosd.types import (
     State,
     StateChanged,
     StepResult,
+    WaitReason,
 )
 
 __all__ = ["Kernel", "Limits"]
@@ -88,8 +90,9 @@ class Kernel:
         self._eviction = Eviction(eviction, costs, self._table, self._pager)
         self._transplants = Transplants(pool, limits.page_tokens, costs, remember=prefixes is not None)
         swapping = Swapping(limits, self._table, self._reuse, self._pager, self._eviction)
+        self._clock = WaitClock()
         self._scheduler = Scheduler(
-            limits, self.policy, self._table, self._reuse, self._accounts, speculation, swapping
+            limits, self.policy, self._table, self._reuse, self._accounts, speculation, swapping, self._clock
         )
         self._requests: dict[RequestId, Request] = {}  # live ones only
         self._sequences: dict[SequenceId, Sequence] = {}  # of live requests
@@ -130,7 +133,7 @@ class Kernel:
         self._advance(now)
         if spec.id in self._requests:
             raise InvalidRequest(f"request {spec.id} exists already", param="id")
-        if spec.arrived > now:
+        if not spec.arrived <= (now if spec.ready is None else spec.ready) <= now:
             raise InvalidRequest("the request arrives in the future", param="arrived")
         validate(spec, self.limits)
         max_tokens = resolve_max_tokens(spec, self.limits, self._accounts.most_pages(spec.user))
@@ -138,7 +141,7 @@ class Kernel:
         if before >= self.limits.queue_limit + self._table.free_rows:  # who finds a slot does not wait
             raise QueueFull(f"{before} requests are waiting already; try again later", retry_after_s=1.0)
         account = self._accounts.open(spec.user)
-        request = Request(spec, self._accepted, max_tokens, self._next_sequence, now, account)
+        request = Request(spec, self._accepted, max_tokens, self._next_sequence, now, account, self._clock)
         self._enter(request)
         self.policy.add(request)
         return [Accepted(self._view(request))]
@@ -156,7 +159,8 @@ class Kernel:
         validate(snapshot.spec, self.limits)
         user = snapshot.spec.user
         resolve_max_tokens(snapshot.spec, self.limits, self._accounts.most_pages(user))
-        request = revive(snapshot, self._accepted, self._next_sequence, arrived, now, self._accounts.open(user))
+        account = self._accounts.open(user)
+        request = revive(snapshot, self._accepted, self._next_sequence, arrived, now, account, self._clock)
         self._enter(request)
         return [Accepted(self._view(request), restored=True)]
 
@@ -256,6 +260,8 @@ class Kernel:
         Pages beyond move to free ones: the copies are to be made before the next step.
         """
         assert pages >= self.floor or not self._scheduler.running, f"a request needs {self.floor} pages, not {pages}"
+        if not pages:
+            self._clock.tell(WaitReason.MODEL, 0, self._now)
         return self._table.resize(pages)
 
     @property
@@ -278,6 +284,7 @@ class Kernel:
         Pages on their way out are still in use until nothing is `transferring`.
         """
         self._advance(now)
+        self._clock.tell(WaitReason.MODEL, 0, now)
         return list(self._scheduler.preempt_all("unload", now))
 
     def squeeze(self, now: Nanoseconds) -> list[Event]:
@@ -295,6 +302,7 @@ class Kernel:
         """
         self._advance(now)
         if self.idle or not (admit or self._scheduler.running or self.transferring):
+            self._clock.tell(WaitReason.STEP if admit else WaitReason.MODEL, 0, now)
             return None
         draft = self._scheduler.build(now, admit)
         assert draft.sequences or self.transferring, "requests wait or run but none can be fed"
@@ -427,7 +435,10 @@ class Kernel:
         assert sequences == self._sequences.keys(), "sequences and requests differ"
         for request in self._requests.values():
             assert all(len(s.tokens) < request.max_tokens for s in request.live), f"{request.id} exceeds max_tokens"
-            assert request.times(self._now).total == self._now - request.spec.arrived, f"{request.id} lost time"
+            times = request.times(self._now)
+            assert times.total == self._now - request.spec.arrived, f"{request.id} lost time"
+            assert times.queued_by.total == times.queued, f"{request.id} waited for nothing known"
+            assert min(astuple(times.queued_by)) >= 0 and times.rest >= 0, f"{request.id} gained time"
 
     def _check_accounts(self) -> None:
         self._accounts.check()
@@ -531,7 +542,10 @@ class Kernel:
         return self._view_at(request, self.policy.position(request) if request.waiting else None)
 
     def _view_at(self, request: Request, position: int | None) -> RequestView:
-        return request.view(self._now, position, self.policy.waits_for(request) if request.waiting else "")
+        return request.view(self._now, position, self._waits_for(request) if request.waiting else "")
+
+    def _waits_for(self, request: Request) -> str:
+        return self.policy.waits_for(request) or self._clock.reason_of(request.number)
 
     def _advance(self, now: Nanoseconds) -> None:
         if now < self._now:

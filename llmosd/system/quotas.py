@@ -112,6 +112,7 @@ class QuotaQueue:
         line = self._lines.setdefault(request.account, WaitList(self._policy.rank))
         for queue in (line, self._parked):
             queue.add(request)
+        request.wait.park(self._accounts.now)
 
     def _unpark(self, request: Request) -> None:
         line = self._lines[request.account]
@@ -119,6 +120,7 @@ class QuotaQueue:
             queue.remove(request)
         if not len(line):
             del self._lines[request.account]
+        request.wait.unpark(self._accounts.now)
 
     def check(self) -> None:
         for queue in (self._policy, self._parked, *self._lines.values()):

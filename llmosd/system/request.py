@@ -9,16 +9,20 @@ from llmosd.system.limits import Limits
 from llmosd.system.lookup import Lookup
 from llmosd.system.prefix_cache import Node
 from llmosd.system.swap import Image
+from llmosd.system.timeline import DOWN, extended
+from llmosd.system.waiting import Wait, WaitClock
 from llmosd.types import (
     ENDED,
     FinishReason,
     Nanoseconds,
+    QueuedTime,
     RequestSpec,
     RequestView,
     Sampling,
     SequenceId,
     SequenceStart,
     State,
+    Timeline,
     TimeSplit,
 )
 
@@ -95,7 +99,9 @@ class Request:
         first_id: SequenceId,
         now: Nanoseconds,
         account: Account,
+        clock: WaitClock | None = None,
     ) -> None:
+        """`clock` is the queue's; without it time in the queue has no reason."""
         self.spec = spec
         self.account = account
         self.number = number  # arrival order
@@ -115,9 +121,16 @@ class Request:
         self.first_token: Nanoseconds | None = None
         self.error: str | None = None
         self.state = State.QUEUED
+        ready = now if spec.ready is None else spec.ready
+        self.timeline = extended((), State.QUEUED, ready - spec.arrived)
+        self.wait = Wait(clock or WaitClock(), number)
+        self.wait.add(QueuedTime(step=now - ready))
+        self.wait.start(now)
         self._since = now
         self._spent = dict.fromkeys(State, 0)
-        self._before = now - spec.arrived
+        self._spent[State.QUEUED] = now - ready
+        self._tokenise = spec.tokenise
+        self._rest = ready - spec.arrived - spec.tokenise
 
     @property
     def id(self) -> str:
@@ -151,8 +164,10 @@ class Request:
         """Whether each live sequence has a token more than on admission; until then its pages are promised to it."""
         return all(sequence.gained for sequence in self.live)
 
-    def begin_suspended(self, times: TimeSplit) -> None:
-        """Instead of queued: it has spent these times in another kernel, and whatever else has passed since."""
+    def begin_suspended(self, times: TimeSplit, timeline: Timeline, now: Nanoseconds) -> None:
+        """Instead of queued: it has spent these times in another kernel, and since then no daemon ran."""
+        self.wait.stop(now)
+        self.wait.add(times.queued_by)
         self.state = State.SUSPENDED
         known = {
             _S.QUEUED: times.queued,
@@ -160,9 +175,14 @@ class Request:
             _S.DECODE: times.decode,
             _S.PREEMPTED: times.preempted,
             _S.SWAPPED: times.swapped,
+            _S.SUSPENDED: times.suspended,
+            _S.PAUSED: times.paused,
         }
         self._spent.update(known)
-        self._before -= sum(known.values())
+        self._tokenise = times.tokenise
+        age = now - self.spec.arrived
+        self._rest = age - sum(known.values()) - times.tokenise
+        self.timeline = extended(extended(timeline, DOWN, times.total), State.SUSPENDED, age)
 
     def enter(self, state: State, now: Nanoseconds) -> State:
         """Move to `state` and account the time spent in the old one, which is returned."""
@@ -171,6 +191,13 @@ class Request:
             raise IllegalTransition(f"request {self.id}: {old} → {state}")
         self._spent[old] += now - self._since
         self._since, self.state = now, state
+        self.timeline = extended(self.timeline, state, now - self.spec.arrived)
+        if old is State.QUEUED:
+            self.wait.stop(now)
+        if state is State.QUEUED:
+            self.wait.start(now)
+        elif state is State.DECODE or state in ENDED:
+            self.wait.leave()
         return old
 
     def to_feed(self) -> list[Sequence]:
@@ -184,16 +211,21 @@ class Request:
         return sequence.length if self.forked else self.prompt_tokens - 1
 
     def times(self, now: Nanoseconds) -> TimeSplit:
-        spent = dict(self._spent)
+        spent = self._spent
         if self.state not in ENDED:
-            spent[self.state] += now - self._since
+            spent = {**spent, self.state: spent[self.state] + now - self._since}
+        swapped, suspended, paused = spent[_S.SWAPPED], spent[_S.SUSPENDED], spent[_S.PAUSED]
         return TimeSplit(
-            queued=spent.pop(_S.QUEUED),
-            prefill=spent.pop(_S.PREFILL),
-            decode=spent.pop(_S.DECODE),
-            preempted=spent.pop(_S.PREEMPTED),
-            swapped=spent.pop(_S.SWAPPED),
-            other=self._before + sum(spent.values()),
+            queued=spent[_S.QUEUED],
+            prefill=spent[_S.PREFILL],
+            decode=spent[_S.DECODE],
+            preempted=spent[_S.PREEMPTED],
+            other=swapped + suspended + paused + self._tokenise + self._rest,
+            queued_by=self.wait.times(now),
+            tokenise=self._tokenise,
+            swapped=swapped,
+            suspended=suspended,
+            paused=paused,
         )
 
     def view(self, now: Nanoseconds, position: int | None, waits_for: str = "") -> RequestView:
@@ -224,6 +256,7 @@ class Request:
             label=self.spec.label,
             session=self.spec.session or self.id,
             service_class=self.spec.service_class,
+            timeline=self.timeline,
         )
 
     def _cached_tokens(self) -> int:

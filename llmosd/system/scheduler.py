@@ -35,7 +35,18 @@ from llmosd.system.request import NO_ROW, Request, Sequence
 from llmosd.system.reuse import BorderKey, PrefixReuse
 from llmosd.system.speculation import Speculation
 from llmosd.system.swapping import Swapping
-from llmosd.types import STANDING, Event, Nanoseconds, PageCopy, SequencePlan, SequenceStart, State, StateChanged
+from llmosd.system.waiting import WaitClock
+from llmosd.types import (
+    STANDING,
+    Event,
+    Nanoseconds,
+    PageCopy,
+    SequencePlan,
+    SequenceStart,
+    State,
+    StateChanged,
+    WaitReason,
+)
 
 
 @dataclass(slots=True)
@@ -64,6 +75,7 @@ class Scheduler:
         accounts: Accounts,
         speculation: Speculation | None,
         swapping: Swapping,
+        clock: WaitClock,
     ) -> None:
         self.limits = limits
         self.policy = policy
@@ -73,6 +85,7 @@ class Scheduler:
         self.reuse = reuse
         self.accounts = accounts
         self.swapping = swapping
+        self.clock = clock
         self.running: list[Request] = []  # in rank order
         self.preemptions = 0
 
@@ -83,7 +96,19 @@ class Scheduler:
         self._plan_prefills(draft, now, admit)
         if self.speculation is not None and draft.left:
             self._add_guesses(draft, self.speculation)
+        self._tell_why(draft, now, admit)
         return draft
+
+    def _tell_why(self, draft: Draft, now: Nanoseconds, admit: bool) -> None:
+        """What the head of the queue waits for until the next plan."""
+        head = self.policy.head() if admit else None
+        if not admit:
+            reason = WaitReason.MODEL
+        elif head is not None and len(head.live) > self.table.free_rows:
+            reason = WaitReason.SLOTS
+        else:
+            reason = WaitReason.PAGES if head is not None and draft.left else WaitReason.STEP
+        self.clock.tell(reason, head.number if head else 0, now)
 
     def withdraw(self, request: Request) -> None:
         """Take a request out of the queue or the running set, and all it holds from it, at once."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from llmosd.errors import InvalidRequest
 from llmosd.system.accounts import Account, PageMeter
 from llmosd.system.request import Request
-from llmosd.types import FinishReason, Nanoseconds, RequestId, RequestSpec, SequenceId, TimeSplit
+from llmosd.system.waiting import WaitClock
+from llmosd.types import FinishReason, Nanoseconds, RequestId, RequestSpec, SequenceId, Timeline, TimeSplit
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class Snapshot:
     preemptions: int = 0
     reused_tokens: int = 0
     page_ns: int = 0
+    timeline: Timeline = ()
 
     @property
     def id(self) -> RequestId:
@@ -73,6 +75,7 @@ def take(request: Request, now: Nanoseconds) -> Snapshot:
         request.preemptions,
         request.reused,
         request.held.total(now),
+        request.timeline,
     )
 
 
@@ -91,14 +94,16 @@ def revive(
     arrived: Nanoseconds,
     now: Nanoseconds,
     account: Account,
+    clock: WaitClock,
 ) -> Request:
     """The suspended request that the snapshot is of; what passed since then counts as `other` time."""
-    request = Request(replace(snapshot.spec, arrived=arrived), number, snapshot.max_tokens, first_id, now, account)
+    spec = replace(snapshot.spec, arrived=arrived, ready=None, tokenise=0)
+    request = Request(spec, number, snapshot.max_tokens, first_id, now, account, clock)
     for sequence, branch in zip(request.sequences, snapshot.branches, strict=True):
         sequence.tokens, sequence.finish = list(branch.tokens), branch.finish
     request.live = [sequence for sequence in request.sequences if sequence.finish is None]
     request.first_token = None if snapshot.ttft is None else arrived + snapshot.ttft
     request.preemptions, request.reused = snapshot.preemptions, snapshot.reused_tokens
     request.held = PageMeter(_offset=-snapshot.page_ns)
-    request.begin_suspended(snapshot.times)
+    request.begin_suspended(snapshot.times, snapshot.timeline, now)
     return request

@@ -19,6 +19,7 @@ from llmosd.types.events import (
     SwapFailed,
     Unloaded,
 )
+from llmosd.types.latency import Nanoseconds, QueuedTime, Timeline, TimeSplit, WaitReason
 from llmosd.types.memory import (
     EvictionMode,
     KvChoice,
@@ -37,7 +38,6 @@ from llmosd.types.requests import (
     STANDING,
     UNLIMITED,
     FinishReason,
-    Nanoseconds,
     Quota,
     Quotas,
     RequestId,
@@ -47,7 +47,6 @@ from llmosd.types.requests import (
     SequenceId,
     ServiceClass,
     State,
-    TimeSplit,
 )
 from llmosd.types.stats import KernelStats, UserUsage
 from llmosd.types.steps import (
@@ -92,6 +91,7 @@ __all__ = [
     "Plan",
     "PoolSize",
     "PoolView",
+    "QueuedTime",
     "Quota",
     "Quotas",
     "RequestId",
@@ -112,9 +112,11 @@ __all__ = [
     "StepStats",
     "SwapFailed",
     "TimeSplit",
+    "Timeline",
     "TokenLogprob",
     "TransferDone",
     "Unloaded",
     "UserUsage",
+    "WaitReason",
     "WeightFormat",
 ]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmosd.record import record
-from llmosd.types.requests import FinishReason, Nanoseconds, RequestId, RequestView, State
+from llmosd.types.latency import Nanoseconds
+from llmosd.types.requests import FinishReason, RequestId, RequestView, State
 from llmosd.types.steps import TokenLogprob
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from llmosd.types.requests import Nanoseconds
+from llmosd.types.latency import Nanoseconds
 
 WeightFormat = Literal["file", "float32"]
 """Weights as they are in the model's file, mostly 4 and 8 bits, or all of them expanded."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-Nanoseconds = int
+from llmosd.types.latency import Nanoseconds, Timeline, TimeSplit
+
 RequestId = str
 SequenceId = int
 
@@ -69,7 +70,9 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class RequestSpec:
-    """What a caller submits. `arrived` is when the front end received it, before tokenisation."""
+    """What a caller submits. `arrived` is when the front end received it, `ready` when it handed it on, after `tokenise`
+    nanoseconds of tokenisation; None is the moment of submission.
+    """
 
     id: RequestId
     model: str
@@ -78,6 +81,8 @@ class RequestSpec:
     user: str = ""
     nice: int = 0
     arrived: Nanoseconds = 0
+    ready: Nanoseconds | None = None
+    tokenise: Nanoseconds = 0
     created_at: float = 0.0
     label: str = ""  # short control-character-free text for a monitor; empty unless the user asked for it
     cache_salt: str = ""  # requests share prefixes with those of the same salt only
@@ -112,25 +117,6 @@ UNLIMITED = Quotas()
 
 
 @dataclass(frozen=True, slots=True)
-class TimeSplit:
-    """Where a request's time went, in nanoseconds; the parts sum to `total` exactly.
-
-    `other` is everything outside the kernel's states: tokenisation before submit, suspension, a slow client.
-    """
-
-    queued: Nanoseconds = 0
-    prefill: Nanoseconds = 0
-    decode: Nanoseconds = 0
-    preempted: Nanoseconds = 0
-    other: Nanoseconds = 0
-    swapped: Nanoseconds = 0
-
-    @property
-    def total(self) -> Nanoseconds:
-        return self.queued + self.prefill + self.decode + self.preempted + self.swapped + self.other
-
-
-@dataclass(frozen=True, slots=True)
 class RequestView:
     """One row of the process table: a consistent copy of a request at one moment."""
 
@@ -156,7 +142,8 @@ class RequestView:
     label: str = ""
     reused_tokens: int = 0  # found in the prefix cache, on every admission
     page_ns: int = 0  # integral of the pages it held over time, page·nanoseconds
-    waits_for: str = ""  # what keeps it from running, in words, where that is not its place in the queue
+    waits_for: str = ""  # what keeps it from running, in words
     swapped_pages: int = 0  # in the swap space or on the way there or back
     session: str = ""  # its own id where it stands alone
     service_class: ServiceClass = "interactive"
+    timeline: Timeline = ()

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmosd.record import record
-from llmosd.types.requests import FinishReason, Nanoseconds, Sampling, SequenceId
+from llmosd.types.latency import Nanoseconds
+from llmosd.types.requests import FinishReason, Sampling, SequenceId
 
 
 @dataclass(frozen=True, slots=True)

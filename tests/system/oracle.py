@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 
+from llmosd.system.timeline import MOST
 from llmosd.types import (
     ENDED,
     STANDING,
@@ -210,10 +211,28 @@ class Oracle:
     def _check_times(self, life: Life, now: int) -> None:
         times = life.final.times
         assert times.total == now - life.spec.arrived, "the parts do not sum to the total"
-        assert times.other == life.submitted - life.spec.arrived + sum(life.spent[state] for state in STANDING)
-        parts = (times.queued, times.prefill, times.decode, times.preempted, times.swapped)
-        states = (State.QUEUED, State.PREFILL, State.DECODE, State.PREEMPTED, State.SWAPPED)
+        assert times.other == times.tokenise + times.swapped + times.suspended + times.paused + times.rest
+        assert times.tokenise == life.spec.tokenise
+        assert times.queued == times.queued_by.total
+        parts = (times.queued, times.prefill, times.decode, times.preempted, times.swapped, times.paused)
+        states = (State.QUEUED, State.PREFILL, State.DECODE, State.PREEMPTED, State.SWAPPED, State.PAUSED)
         assert parts == tuple(life.spent[state] for state in states)
+        down = times.rest - (life.submitted - life.spec.arrived)
+        assert times.suspended + down == life.spent[State.SUSPENDED]
+        self._check_timeline(life.final)
+
+    def _check_timeline(self, view: RequestView) -> None:
+        """As long as it has every change, it says the same as the sums."""
+        names, begins = zip(*view.timeline, strict=True)
+        assert list(begins) == sorted(begins) and len(names) <= MOST
+        assert (names[0], names[-1], begins[-1]) == ("queued", view.state, view.times.total)
+        if "several" not in names:
+            spent = Counter[str]()
+            for name, begin, end in zip(names, begins, begins[1:], strict=False):
+                spent[name] += end - begin
+            assert spent["down"] + begins[0] == view.times.rest + view.times.tokenise
+            for state in (*RUNNING, State.QUEUED, State.PREEMPTED, State.SWAPPED, *STANDING):
+                assert spent[state] == getattr(view.times, state), f"the timeline lost time in {state}"
 
     def _check_tokens(self, life: Life) -> None:
         view = life.final

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llmosd.system.accounts import Account
 from llmosd.system.request import TRANSITIONS, IllegalTransition, Request
-from llmosd.types import ENDED, RequestSpec, Sampling, State
+from llmosd.types import ENDED, QueuedTime, RequestSpec, Sampling, State
 
 
 def make_request(prompt: int = 3, n: int = 1, *, arrived: int = 0, now: int = 0) -> Request:
@@ -74,8 +74,17 @@ def test_the_parts_sum_to_the_total_and_each_is_the_time_in_its_state(
     assert times.total == now
     assert (times.queued, times.prefill) == (spent[State.QUEUED], spent[State.PREFILL])
     assert (times.decode, times.preempted) == (spent[State.DECODE], spent[State.PREEMPTED])
-    assert times.swapped == spent[State.SWAPPED]
-    assert times.other == before + spent[State.SUSPENDED] + spent[State.PAUSED]
+    assert (times.swapped, times.suspended) == (spent[State.SWAPPED], spent[State.SUSPENDED])
+    assert (times.paused, times.rest) == (spent[State.PAUSED], before)
+    assert times.queued_by.total == times.queued
+    assert request.timeline[0] == ("queued", before) and request.timeline[-1][0] == request.state
+
+
+def test_tokenisation_and_the_wait_for_a_step_under_way_are_told_apart() -> None:
+    spec = RequestSpec("r", "m", [1], Sampling(), arrived=10, ready=35, tokenise=20)
+    times = Request(spec, 0, 4, 0, 50, Account("")).times(57)
+    assert (times.tokenise, times.rest, times.queued, times.total) == (20, 5, 22, 47)
+    assert times.queued_by == QueuedTime(step=22)
 
 
 @given(st.integers(1, 9), st.lists(st.integers(0, 99), max_size=9), st.integers(0, 18), st.integers(0, 18))

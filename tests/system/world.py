@@ -168,6 +168,8 @@ class World:
             self._write_pages(snapshot.id, *kept[snapshot.id])
             self.kernel.check()
             again = self.kernel.snapshot(snapshot.id, self.now)
+            assert again.timeline[-2:] == (("down", snapshot.age), ("suspended", snapshot.age + down))
+            again = replace(again, timeline=snapshot.timeline)
             assert again == replace(snapshot, spec=replace(snapshot.spec, arrived=arrived), times=times)
 
     def _read_pages(self, id: str) -> tuple[KeptPages, list[list[int]]]:
