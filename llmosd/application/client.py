@@ -14,7 +14,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from llmosd.application.listing import RequestInfo
+from llmosd.application.listing import RequestDetail, RequestInfo
 from llmosd.application.memory import MemoryInfo
 from llmosd.errors import (
     Cancelled,
@@ -94,6 +94,9 @@ class Client:
 
     def request(self, id: str) -> RequestInfo:
         return self._call("GET", _path(id), RequestInfo)
+
+    def detail(self, id: str) -> RequestDetail:
+        return self._call("GET", _path(id), RequestDetail)
 
     def cancel(self, id: str) -> RequestInfo:
         return self._call("DELETE", _path(id), RequestInfo)

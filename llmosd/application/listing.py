@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Self
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
+from llmosd.application.explain import Latency
 from llmosd.application.transcript import Transcript
 from llmosd.types import FinishReason, Nanoseconds, RequestView
 
 
 @dataclass(frozen=True, slots=True)
 class RequestInfo:
-    """Times are milliseconds; the parts of `total_ms` are its time split, up to now for a live request."""
+    """Times are milliseconds, up to now for a live request. queued + prefill + decode + preempted + other = total, and
+    swapped is a part of other.
+    """
 
     id: str
     user: str
@@ -93,15 +96,16 @@ class ChoiceText:
 class RequestDetail(RequestInfo):
     """One request alone; `choices` is null where its text is its own client's only."""
 
+    latency: Latency = field(kw_only=True)
     choices: Sequence[ChoiceText] | None = None
 
     @classmethod
     def with_text(cls, view: RequestView, transcript: Transcript | None) -> RequestDetail:
-        if transcript is None:
-            return cls.of(view)
-        told = zip(transcript.texts, transcript.finishes, strict=True)
-        choices = tuple(ChoiceText(index, text, finish) for index, (text, finish) in enumerate(told))
-        return cls(**{**asdict(RequestInfo.of(view)), "choices": choices})
+        info: dict[str, Any] = {**asdict(RequestInfo.of(view)), "latency": Latency.of(view)}
+        if transcript is not None:
+            told = zip(transcript.texts, transcript.finishes, strict=True)
+            info["choices"] = tuple(ChoiceText(index, text, finish) for index, (text, finish) in enumerate(told))
+        return cls(**info)
 
 
 def _ms(time: Nanoseconds) -> float:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from llmosd.application.migrate import StoreError
-from llmosd.errors import InvalidRequest
+from llmosd.errors import InvalidRequest, NotFound
 from llmosd.prediction.estimators import percentile
 
 LIMIT_S = 30.0
@@ -35,7 +35,11 @@ SELECT id, user, model, state, nice, prompt_tokens, completion_tokens, created_a
   queued_ns / 1e6 AS queued_ms, prefill_ns / 1e6 AS prefill_ms, decode_ns / 1e6 AS decode_ms,
   preempted_ns / 1e6 AS preempted_ms, swapped_ns / 1e6 AS swapped_ms, other_ns / 1e6 AS other_ms,
   total_ns / 1e6 AS total_ms, ttft_ns / 1e6 AS ttft_ms,
-  ended_at, n, preemptions, finish, error, label, page_ns / 1e9 AS page_s, reused_tokens
+  ended_at, n, preemptions, finish, error, label, page_ns / 1e9 AS page_s, reused_tokens,
+  queued_slots_ns / 1e6 AS queued_slots_ms, queued_pages_ns / 1e6 AS queued_pages_ms,
+  queued_quota_ns / 1e6 AS queued_quota_ms, queued_policy_ns / 1e6 AS queued_policy_ms,
+  queued_model_ns / 1e6 AS queued_model_ms, queued_step_ns / 1e6 AS queued_step_ms,
+  tokenise_ns / 1e6 AS tokenise_ms, suspended_ns / 1e6 AS suspended_ms, paused_ns / 1e6 AS paused_ms
 FROM requests WHERE created_at >= :since ORDER BY created_at, id
 """
 
@@ -73,6 +77,16 @@ SELECT CAST(ts / 60000 * 60 AS REAL) AS minute_at, series, avg(value) AS mean, m
 FROM samples WHERE ts >= :since * 1000 AND series NOT LIKE '%per_s' GROUP BY 1, 2 ORDER BY 1, 2
 """
 
+# Of those that have an id or begin so, the newest with exactly that id, else the newest two: one would be a guess.
+REQUEST = """
+SELECT id, user, model, state, created_at, finish, error, prompt_tokens, completion_tokens, ttft_ns, preemptions,
+  timeline, queued_ns, prefill_ns, decode_ns, preempted_ns, other_ns,
+  queued_slots_ns, queued_pages_ns, queued_quota_ns, queued_policy_ns, queued_model_ns, queued_step_ns,
+  tokenise_ns, swapped_ns, suspended_ns, paused_ns
+FROM requests WHERE id = :id OR substr(id, 1, length(:id)) = :id
+ORDER BY id = :id DESC, created_at DESC LIMIT 2
+"""
+
 EVENTS = "SELECT at, severity, kind, request, text FROM events WHERE at >= :since ORDER BY at, id"
 
 CANNED = ("requests", "users", "latency", "throughput", "utilisation", "events")
@@ -97,6 +111,20 @@ def canned(path: Path, name: str, since: float = 0.0) -> Table:
 def sql(path: Path, text: str) -> Table:
     """Any one statement that only reads, for at most 30 s. Raises InvalidRequest for others, StoreError."""
     return _read(path, text, {})
+
+
+def request(path: Path, id: str) -> dict[str, Any]:
+    """The stored row, by column, of the newest request with this id, or of the only one whose id begins so.
+
+    Raises NotFound, InvalidRequest where several begin so, StoreError.
+    """
+    table = _read(path, REQUEST, {"id": id})
+    found = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    if not found:
+        raise NotFound(f"no request {id!r} is stored", param="id")
+    if found[0]["id"] != id and len({row["id"] for row in found}) > 1:
+        raise InvalidRequest(f"several stored requests begin with {id!r}: give more of the id", param="id")
+    return found[0]
 
 
 def parse_since(text: str, now: float | None = None) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from llmosd.types import ENDED, RequestView
+from llmosd.types import ENDED, RequestView, WaitReason
 from llmosd.wire import EventMessage, Frame
 
 COLUMNS = (
@@ -23,6 +23,8 @@ COLUMNS = (
         "total_ns",
     ),
     *("ttft_ns", "preemptions", "finish", "error", "label", "page_ns", "reused_tokens"),
+    *(f"queued_{reason}_ns" for reason in WaitReason),
+    *("tokenise_ns", "suspended_ns", "paused_ns", "timeline"),
 )
 # An ended request stays as it ended: a late, older view of it changes nothing.
 # But a restored one is live again, whatever the end of the last daemon made of it.
@@ -60,6 +62,8 @@ def request_row(view: RequestView) -> Row:
         *(ttft, view.preemptions, view.finish),
         *(None if view.error is None else _encodable(view.error), _encodable(view.label)),
         *(min(view.page_ns, LARGEST), view.reused_tokens),
+        *(getattr(times.queued_by, reason) for reason in WaitReason),
+        *(times.tokenise, times.suspended, times.paused, msgspec.json.encode(view.timeline).decode()),
     )
 
 

@@ -1,7 +1,7 @@
 """Why requests wait, and for how long: the queue's clock stands still for one reason from each plan to the next.
 
-The plan says why the head of the queue is not admitted. All that wait do so for that reason, but for two kinds: whoever
-is parked waits for its user's quota, and one that came before the head waits for the policy, which lets others go first.
+The plan says why the head of the queue is not admitted. All that wait do so for that reason, but for two kinds: who is
+parked waits for its user's quota, and who came before the head waits for the policy, which lets others go first.
 Nothing is scanned: a plan costs O(log live), and so does a request when it enters or leaves the queue.
 """
 

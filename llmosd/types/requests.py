@@ -70,8 +70,10 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class RequestSpec:
-    """What a caller submits. `arrived` is when the front end received it, `ready` when it handed it on, after `tokenise`
-    nanoseconds of tokenisation; None is the moment of submission.
+    """What a caller submits.
+
+    `arrived` is when the front end received it, `ready` when it handed it on, after `tokenise` nanoseconds of
+    tokenisation; None is the moment of submission.
     """
 
     id: RequestId
@@ -81,13 +83,13 @@ class RequestSpec:
     user: str = ""
     nice: int = 0
     arrived: Nanoseconds = 0
-    ready: Nanoseconds | None = None
-    tokenise: Nanoseconds = 0
     created_at: float = 0.0
     label: str = ""  # short control-character-free text for a monitor; empty unless the user asked for it
     cache_salt: str = ""  # requests share prefixes with those of the same salt only
     session: str = ""  # what it is part of, as a conversation; empty: it stands alone
     service_class: ServiceClass = "interactive"
+    ready: Nanoseconds | None = None
+    tokenise: Nanoseconds = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ def test_kill_9_during_load_loses_no_acknowledged_request_and_marks_the_rest(tmp
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         states = {id: (state, error) for id, state, error in db.execute("SELECT id, state, error FROM requests")}
         gaps = db.execute("SELECT from_at, to_at, why FROM gaps ORDER BY from_at").fetchall()
-        uneven = "total_ns <> queued_ns + prefill_ns + decode_ns + preempted_ns + swapped_ns + other_ns"
+        uneven = "total_ns <> queued_ns + prefill_ns + decode_ns + preempted_ns + other_ns"
         assert db.execute(f"SELECT count(*) FROM requests WHERE {uneven} OR ended_at IS NULL").fetchone() == (0,)
         notices = db.execute("SELECT count(*) FROM events WHERE kind = 'daemon.gap'").fetchone()[0]
     assert len(acknowledged) > ROUNDS and acknowledged <= states.keys()

@@ -22,6 +22,7 @@ GROUPS = {
     "daemon": ("start", "stop", "status"),
     "run": ("run",),
     "requests": ("ps", "kill", "nice", "suspend", "resume", "hibernate"),
+    "explain": ("explain",),
     "mem": ("mem",),
     "query": ("query",),
     "models": ("models",),

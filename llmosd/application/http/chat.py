@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Literal
 
@@ -96,8 +97,8 @@ class ChatEndpoint:
         body = chat_body(await read_body(request))
         model = await self._backing.models.get(body.model)
         options, sampling, conversation = body.streaming(), body.sampling(), body.conversation()
-        prompt = await model.prompts.chat(conversation)
-        generation = await begin(request, self._backing, model, body, sampling, [prompt], conversation[-1]["content"])
+        tokens = asyncio.gather(model.prompts.chat(conversation))
+        generation = await begin(request, self._backing, model, body, sampling, tokens, conversation[-1]["content"])
         answer = Answer(f"chatcmpl-{request_id(request)}", model, sampling.logprobs is not None)
         if options is not None:
             chunks = Chunks(answer, generation, options)

@@ -58,9 +58,9 @@ class CompletionsEndpoint:
         body = completion_body(await read_body(request))
         model = await self._backing.models.get(body.model)
         options, sampling, prompts = body.streaming(), body.sampling(), body.prompts()
-        ids = await asyncio.gather(*(_tokens(model.prompts, prompt) for prompt in prompts))
+        tokens = asyncio.gather(*(_tokens(model.prompts, prompt) for prompt in prompts))
         text = prompts[0] if isinstance(prompts[0], str) else ""
-        generation = await begin(request, self._backing, model, body, sampling, ids, text)
+        generation = await begin(request, self._backing, model, body, sampling, tokens, text)
         answer = Answer(f"cmpl-{request_id(request)}", model, generation, options)
         if options is not None:
             return streamed(generation, options, answer.events, answer.usage)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
 from starlette.requests import Request
 
+from llmosd.application.explain import Latency
 from llmosd.application.hibernation import Hibernation
 from llmosd.application.http.edge import arrived, request_id
 from llmosd.application.http.errors import error_body
@@ -43,6 +44,7 @@ class Usage(msgspec.Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
+    llmos: Latency | msgspec.UnsetType = msgspec.UNSET
 
 
 UsageField = Usage | msgspec.UnsetType | None  # of a chunk
@@ -70,8 +72,9 @@ class Choice:
 class Generation:
     """The requests behind one HTTP request: a prompt each, n choices each, numbered prompt × n + choice."""
 
-    def __init__(self, streams: Sequence[RequestStream], prompt_tokens: int, n: int) -> None:
+    def __init__(self, streams: Sequence[RequestStream], prompt_tokens: int, n: int, explain: bool) -> None:
         self._streams = streams
+        self._explain = explain
         self._prompt_tokens = prompt_tokens
         self._completion_tokens = 0
         self._n = n
@@ -81,7 +84,13 @@ class Generation:
         """So far. A prompt counts once however many choices it has."""
         total = self._prompt_tokens + self._completion_tokens
         cached = sum(min(stream.view.prompt_tokens, stream.view.reused_tokens) for stream in self._streams)
-        return Usage(self._prompt_tokens, self._completion_tokens, total, PromptDetails(cached))
+        return Usage(self._prompt_tokens, self._completion_tokens, total, PromptDetails(cached), self._latency())
+
+    def _latency(self) -> Latency | msgspec.UnsetType:
+        """Once all have ended: of the prompt whose request took longest, for which the answer waited."""
+        if not self._explain or not all(stream.over for stream in self._streams):
+            return msgspec.UNSET
+        return Latency.of(max((stream.view for stream in self._streams), key=lambda view: view.times.total))
 
     def running_usage(self, options: StreamOptions) -> UsageField:
         """On a chunk before the last: null where the figures will come at the end, as in OpenAI's streams."""
@@ -129,10 +138,15 @@ async def begin(
     model: ServedModel,
     body: GenerationBody,
     sampling: Sampling,
-    prompts: Sequence[list[int]],
+    tokens: Awaitable[Sequence[list[int]]],
     text: str,
 ) -> Generation:
-    """Submit one request a prompt; all are accepted or none is. Raises what the service raises."""
+    """Submit one request a prompt, whose `tokens` are being made; all are accepted or none is.
+
+    Raises what the service raises.
+    """
+    began, prompts = backing.service.clock(), await tokens
+    explain, ready = body.explains(), backing.service.clock()
     spec = RequestSpec(
         id=request_id(request),
         model=model.id,
@@ -142,13 +156,15 @@ async def begin(
         nice=body.nice,
         cache_salt=body.cache_salt or "",
         arrived=arrived(request),
+        ready=ready,
+        tokenise=ready - began,
         created_at=time.time(),
         label=_label(text) if backing.log_prompts else "",
     )
     specs = [replace(spec, prompt=prompt, id=_numbered(spec.id, i)) for i, prompt in enumerate(prompts)]
     results = await asyncio.gather(*map(backing.service.submit, specs), return_exceptions=True)
     streams = [result for result in results if isinstance(result, RequestStream)]
-    generation = Generation(streams, sum(map(len, prompts)), sampling.n)
+    generation = Generation(streams, sum(map(len, prompts)), sampling.n, explain)
     if errors := [result for result in results if isinstance(result, BaseException)]:
         generation.close()
         raise errors[0]

@@ -39,8 +39,14 @@ class StreamOptions(msgspec.Struct):
     continuous_usage_stats: bool | None = None
 
 
+class LlmosOptions(msgspec.Struct):
+    """`explain` puts where the time went into `usage.llmos`."""
+
+    explain: bool | None = None
+
+
 class GenerationBody(msgspec.Struct, kw_only=True):
-    """What both endpoints take. Last block: extensions, named as in vLLM."""
+    """What both endpoints take. Last blocks: extensions, named as in vLLM, and those of this daemon."""
 
     model: str
     max_tokens: int | None = None
@@ -62,6 +68,8 @@ class GenerationBody(msgspec.Struct, kw_only=True):
     priority: int | None = None
     cache_salt: str | None = None
 
+    llmos: msgspec.Raw = _NULL
+
     @property
     def choices(self) -> int:
         return 1 if self.n is None else self.n
@@ -77,6 +85,16 @@ class GenerationBody(msgspec.Struct, kw_only=True):
         if not self.stream:
             raise InvalidRequest("stream_options is only allowed with stream: true", param="stream_options")
         return decode_object(self.stream_options, StreamOptions, STREAM_UNIMPLEMENTED, "stream_options")
+
+    def explains(self) -> bool:
+        if self.llmos == _NULL or not decode_object(self.llmos, LlmosOptions, {}, "llmos").explain:
+            return False
+        if (options := self.streaming()) and not options.include_usage:
+            raise InvalidRequest(
+                "llmos.explain comes with the usage figures: a stream needs stream_options.include_usage: true",
+                param="llmos.explain",
+            )
+        return True
 
 
 class TextPart(msgspec.Struct):

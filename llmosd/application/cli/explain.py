@@ -1,0 +1,150 @@
+"""`llmosd explain`: where a request's time went, as a timeline, with or without a daemon."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from typing import Any
+
+from llmosd.application import query
+from llmosd.application.cli import options, output
+from llmosd.application.client import Client
+from llmosd.application.explain import PHASES, Latency, span
+from llmosd.application.plain import plain
+from llmosd.errors import InvalidRequest, NotFound, Unavailable
+from llmosd.system.timeline import DOWN
+from llmosd.types import Nanoseconds, WaitReason
+
+BAR = 46
+WIDTH = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """A request and its latency, of the daemon or of the database."""
+
+    id: str
+    user: str
+    model: str
+    state: str
+    created_at: float
+    finish: str | None
+    error: str | None
+    latency: Latency
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("explain", help="show where a request's time went, and what would shorten it")
+    parser.add_argument("id", metavar="ID", help="of a live or an ended request; its beginning is enough")
+    options.add_json(parser)
+    options.add_config(parser, options.ADDRESS)
+    parser.set_defaults(handler=_explain)
+
+
+def _explain(args: argparse.Namespace) -> int:
+    explained = _look_up(args)
+    if args.json:
+        output.json(explained)
+    else:
+        print("\n".join(lines(explained)))
+    return 0
+
+
+def _look_up(args: argparse.Namespace) -> Explained:
+    """From the daemon while it knows the request, else from the database. Raises NotFound, StoreError."""
+    settings = options.load(args)
+    try:
+        with Client(options.http_url(settings)) as client:
+            detail = client.detail(_whole_id(client, args.id))
+    except (Unavailable, NotFound):
+        row = query.request(settings.database, args.id)
+        return Explained(**_common(row), latency=Latency.of_row(row))
+    return Explained(**_common({name: getattr(detail, name) for name in _COMMON}), latency=detail.latency)
+
+
+def _whole_id(client: Client, start: str) -> str:
+    """Of the one request that the daemon lists whose id is this or begins so."""
+    ids = {request.id for request in client.requests() if request.id.startswith(start)}
+    if len(ids) > 1 and start not in ids:
+        raise InvalidRequest(f"{len(ids)} requests begin with {start!r}: give more of the id", param="id")
+    return ids.pop() if len(ids) == 1 else start
+
+
+_COMMON = ("id", "user", "model", "state", "created_at", "finish", "error")
+
+
+def _common(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in _COMMON}
+
+
+# ---------------------------------------------------------------- the timeline, at most 80 columns wide
+
+
+def lines(explained: Explained) -> Iterator[str]:
+    latency = explained.latency
+    end = explained.error or explained.finish
+    user = f", user {plain(explained.user, 20)}" if explained.user else ""
+    yield _cut(f"{plain(explained.id)}  {explained.state}{f' ({plain(end)})' if end else ''}")
+    yield _cut(f"{plain(explained.model)}{user}, arrived {_at(explained.created_at)}")
+    first = "" if latency.ttft_ns is None else f", first token after {span(latency.ttft_ns)}"
+    yield f"total {span(latency.total_ns)}{first}"
+    yield ""
+    yield f"{'':26}0{span(latency.total_ns):>{BAR + 1}}"
+    spans = list(intervals(latency))
+    for phase in PHASES:
+        if time := latency.phase(phase):
+            own = [(begin, end) for name, begin, end in spans if name == phase]
+            yield f"{_row(phase, time, latency.total_ns)}  |{bar(own, latency.total_ns)}|"
+        if phase == "queued" and time:
+            for reason in WaitReason:
+                if part := getattr(latency.queued_by, reason):
+                    yield _row(f"  {reason}", part, latency.total_ns)
+    yield ""
+    yield from _wrapped(latency.advice)
+
+
+def intervals(latency: Latency) -> Iterator[tuple[str, Nanoseconds, Nanoseconds]]:
+    """(phase, begin, end), as far as the timeline tells. What precedes its first entry ends with tokenisation."""
+    if not latency.timeline:
+        return
+    first = latency.timeline[0][1]
+    yield "rest", 0, first - latency.tokenise_ns
+    yield "tokenise", first - latency.tokenise_ns, first
+    for (state, begin), (_, end) in pairwise((*latency.timeline, ("", latency.total_ns))):
+        yield ("rest" if state == DOWN else state), begin, end
+
+
+def bar(spans: list[tuple[Nanoseconds, Nanoseconds]], total: Nanoseconds) -> str:
+    """`#` in every cell that one of the spans reaches into."""
+    cells = [" "] * BAR
+    for begin, end in spans:
+        if begin < end:
+            for cell in range(begin * BAR // total, min(BAR, -(-end * BAR // total))):
+                cells[cell] = "#"
+    return "".join(cells)
+
+
+def _row(name: str, time: Nanoseconds, total: Nanoseconds) -> str:
+    return f"{name:<10}{span(time):>9} {round(100 * time / total):>3} %"
+
+
+def _at(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s).isoformat(" ", "milliseconds")
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"
+
+
+def _wrapped(sentence: str) -> Iterator[str]:
+    line = ""
+    for word in sentence.split():
+        if line and len(line) + 1 + len(word) > WIDTH:
+            yield line
+            line = word
+        else:
+            line = f"{line} {word}".strip()
+    yield line
