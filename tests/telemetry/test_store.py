@@ -129,7 +129,9 @@ async def test_a_clean_stop_is_on_record_and_the_next_start_marks_the_gap(path: 
 async def test_what_is_unfinished_at_a_clean_stop_reads_failed_and_its_times_still_sum(path: Path) -> None:
     store = await Store.open(path)
     created = time.time() - 5
-    store.add_views([view("r1", created_at=created, state=State.DECODE, times=TimeSplit(1, 2, 3, 4, 50, QueuedTime(1), 5, 6))])
+    store.add_views(
+        [view("r1", created_at=created, state=State.DECODE, times=TimeSplit(1, 2, 3, 4, 50, QueuedTime(1), 5, 6))]
+    )
     await store.close()
     parts = "queued_ns + prefill_ns + decode_ns + preempted_ns + other_ns"
     ((state, error, total, parts_sum),) = rows(path, f"SELECT state, error, total_ns, {parts} FROM requests")

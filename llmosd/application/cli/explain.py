@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -13,10 +13,11 @@ from llmosd.application import query
 from llmosd.application.cli import options, output
 from llmosd.application.client import Client
 from llmosd.application.explain import PHASES, Latency, span
+from llmosd.application.listing import RequestInfo
 from llmosd.application.plain import plain
-from llmosd.errors import InvalidRequest, NotFound, Unavailable
+from llmosd.errors import InvalidRequest, Unavailable
 from llmosd.system.timeline import DOWN
-from llmosd.types import Nanoseconds, WaitReason
+from llmosd.types import ENDED, Nanoseconds, WaitReason
 
 BAR = 46
 WIDTH = 80
@@ -34,6 +35,9 @@ class Explained:
     finish: str | None
     error: str | None
     latency: Latency
+
+
+_COMMON = ("id", "user", "model", "state", "created_at", "finish", "error")
 
 
 def add(commands: Any) -> None:
@@ -54,30 +58,33 @@ def _explain(args: argparse.Namespace) -> int:
 
 
 def _look_up(args: argparse.Namespace) -> Explained:
-    """From the daemon while it knows the request, else from the database. Raises NotFound, StoreError."""
+    """A live request from the daemon, an ended one from the database. Raises NotFound, InvalidRequest, StoreError."""
     settings = options.load(args)
     try:
         with Client(options.http_url(settings)) as client:
-            detail = client.detail(_whole_id(client, args.id))
-    except (Unavailable, NotFound):
+            known = _known(client, args.id)
+            if known is not None and known.state not in ENDED:
+                return _of_daemon(client, known.id)
+            row = query.request(settings.database, known.id if known else args.id)
+            if known is not None and row["state"] not in ENDED:  # it has just ended: not stored yet
+                return _of_daemon(client, known.id)
+    except Unavailable:
         row = query.request(settings.database, args.id)
-        return Explained(**_common(row), latency=Latency.of_row(row))
-    return Explained(**_common({name: getattr(detail, name) for name in _COMMON}), latency=detail.latency)
+    return Explained(**{name: row[name] for name in _COMMON}, latency=Latency.of_row(row))
 
 
-def _whole_id(client: Client, start: str) -> str:
-    """Of the one request that the daemon lists whose id is this or begins so."""
-    ids = {request.id for request in client.requests() if request.id.startswith(start)}
-    if len(ids) > 1 and start not in ids:
-        raise InvalidRequest(f"{len(ids)} requests begin with {start!r}: give more of the id", param="id")
-    return ids.pop() if len(ids) == 1 else start
+def _of_daemon(client: Client, id: str) -> Explained:
+    detail = client.detail(id)
+    return Explained(**{name: getattr(detail, name) for name in _COMMON}, latency=detail.latency)
 
 
-_COMMON = ("id", "user", "model", "state", "created_at", "finish", "error")
-
-
-def _common(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in _COMMON}
+def _known(client: Client, start: str) -> RequestInfo | None:
+    """The one request that the daemon lists whose id is this or begins so."""
+    found = [request for request in client.requests() if request.id.startswith(start)]
+    exact = [request for request in found if request.id == start]
+    if len(found) > 1 and not exact:
+        raise InvalidRequest(f"{len(found)} requests begin with {start!r}: give more of the id", param="id")
+    return next(iter(exact or found), None)
 
 
 # ---------------------------------------------------------------- the timeline, at most 80 columns wide
