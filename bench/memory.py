@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,20 @@ from llmosd.system.policy import POLICIES
 from llmosd.types import Evicted, EvictionMode, Output, PageTransfer, Plan, RequestSpec, Restored, Sampling
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Of a request, in tokens: `shared` ones that others begin with too, its own ones behind them, and the answer."""
+
+    own: int
+    answer: int
+    shared: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.shared + self.own + self.answer
+
 
 POOL, SLOTS, BUDGET = 600, 16, 256
 LARGE = 4 << 20  # bytes of a block that costs the disk little more than its bytes
@@ -115,7 +129,7 @@ def measure_bookkeeping(model: PagedModel, tokenizer: Tokenizer, rounds: int, sa
             Limits(batch, BUDGET, 100, 512, model.page_tokens, model.pages), POLICIES["fcfs"](), prefixes=b"secret"
         )
         executor = OnnxExecutor(model, tokenizer, kernel.page_table, kernel.columns)
-        submit(kernel, tokenizer, [(prompt, answer)] * batch, seed)
+        submit(kernel, tokenizer, [Shape(prompt, answer)] * batch, seed)
         total = planned = 0
         with Meter(BOOKKEEPING) as meter:
             while not kernel.idle:
@@ -201,19 +215,26 @@ def measure_disk(model: PagedModel, directory: Path, pairs: int, say: Say) -> di
 @dataclass(frozen=True, slots=True)
 class Load:
     name: str
-    requests: tuple[tuple[int, int], ...]  # tokens of prompt and answer
+    requests: tuple[Shape, ...]
     disk: float | None = None  # bytes/s, None for what it gives
+    slots: int = SLOTS
 
 
 def loads(page_bytes: int, token_s: float, page_tokens: int) -> list[Load]:
-    """On the slow disk writing and reading a page takes about as long as computing it."""
+    """On the slow disk writing and reading a page takes about as long as computing it, for chats and stories half.
+
+    Chats begin alike, with one system prompt: whoever of them gives its pages up finds most of them again, which others
+    hold, while all of them would go to disk. What stories have is their own.
+    """
     draw = random.Random(3)
-    mixed = tuple((draw.choice((30, 400)), 112) for _ in range(16))
-    slow = page_bytes / (token_s * page_tokens / 2)
+    mixed = tuple(Shape(draw.choice((30, 400)), 112) for _ in range(16))
+    chats, stories = (Shape(20, 112, shared=640),) * 6, (Shape(30, 144),) * 6
+    page_s = token_s * page_tokens
     return [
-        Load("short prompts", ((30, 96),) * 24),
-        Load("long prompts", ((400, 160),) * 10),
-        Load("slow disk", mixed, slow),
+        Load("short prompts", (Shape(30, 96),) * 24),
+        Load("long prompts", (Shape(400, 160),) * 10),
+        Load("slow disk", mixed, page_bytes / (page_s / 2)),
+        Load("chats and stories", (chats + stories) * 2, page_bytes / (page_s / 4), slots=24),
     ]
 
 
@@ -254,8 +275,9 @@ class Bench:
         assert model.page_bytes is not None
         self._model, self._tokenizer, self._directory, self._load = model, tokenizer, directory, load
         size = model.page_tokens
-        asked = sum(-(-(prompt + answer) // size) for prompt, answer in load.requests[:SLOTS])
-        self._limits = Limits(SLOTS, BUDGET, 100, 1024, size, asked // 4, 2000)
+        common = max(shape.shared for shape in load.requests) // size
+        asked = common + sum(-(-shape.tokens // size) - shape.shared // size for shape in load.requests[: load.slots])
+        self._limits = Limits(load.slots, BUDGET, 100, 1024, size, asked // 4, 2000)
         file = self._file()
         self._costs = Costs(FittedPrefillCost(), FittedTransferCost(file.probe()))
         file.close()
@@ -347,7 +369,7 @@ def prefill_s(model: PagedModel, tokenizer: Tokenizer) -> float:
     """Seconds a token of prefill takes."""
     kernel = Kernel(Limits(SLOTS, BUDGET, 100, 1024, model.page_tokens, model.pages), POLICIES["fcfs"]())
     executor = OnnxExecutor(model, tokenizer, kernel.page_table, kernel.columns)
-    submit(kernel, tokenizer, [(BUDGET, 1)] * 12, 1)
+    submit(kernel, tokenizer, [Shape(BUDGET, 1)] * 12, 1)
     took = []
     while not kernel.idle:
         plan = kernel.plan(time.monotonic_ns())
@@ -361,13 +383,18 @@ def prefill_s(model: PagedModel, tokenizer: Tokenizer) -> float:
 # ---------------------------------------------------------------- common
 
 
-def submit(kernel: Kernel, tokenizer: Tokenizer, requests: Any, seed: int) -> None:
-    """Random prompts of so many tokens, answered greedily by so many."""
-    draw, vocabulary, now = random.Random(seed), tokenizer.vocab_size - 100, time.monotonic_ns()
-    for number, (prompt, answer) in enumerate(requests):
-        tokens = [draw.randrange(100, vocabulary) for _ in range(prompt)]
-        sampling = Sampling(temperature=0.0, max_tokens=answer, ignore_eos=True)
-        kernel.submit(RequestSpec(str(number), kernel.model, tokens, sampling), now)
+def submit(kernel: Kernel, tokenizer: Tokenizer, shapes: Sequence[Shape], seed: int) -> None:
+    """Random prompts, answered greedily by so many tokens."""
+    draw, now = random.Random(seed), time.monotonic_ns()
+
+    def text(tokens: int) -> list[int]:
+        return [draw.randrange(100, tokenizer.vocab_size - 100) for _ in range(tokens)]
+
+    common = text(max(shape.shared for shape in shapes))
+    for number, shape in enumerate(shapes):
+        sampling = Sampling(temperature=0.0, max_tokens=shape.answer, ignore_eos=True)
+        prompt = common[: shape.shared] + text(shape.own)
+        kernel.submit(RequestSpec(str(number), kernel.model, prompt, sampling), now)
 
 
 def percent(value: Interval) -> str:

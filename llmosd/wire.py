@@ -55,8 +55,9 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """Of the first model's pool. `map` has a letter for each `pages_per_letter` pages: used, shared, cached (idle),
-    `o` on the way to disk, `i` on the way in, `.` free, `-` not there while the pool is smaller than it may be.
+    """Of the default model's pool, or of another's while that model is not in memory. `map` has a letter for each
+    `pages_per_letter` pages: used, shared, cached (idle), `o` on the way to disk, `i` on the way in, `.` free, `-` not
+    there while the pool is smaller than it may be.
 
     Waste is in tokens: `unfilled` places after the last token of each sequence, `duplicate` ones that another page in
     use holds too; promised pages (`reserved`, of the cached and the free) are the third part.
@@ -75,6 +76,7 @@ class Pages:
     duplicate: int | None = None
     map: str = ""
     pages_per_letter: int = 1
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

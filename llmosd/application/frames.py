@@ -104,7 +104,7 @@ class FrameBuilder:
             backend=identity.backend,
             threads=identity.threads,
             queue=_queue(stats),
-            pages=_pages(self._pool(stats), identity.bytes_per_page),
+            pages=self._pages(stats),
             swap=_swap(stats),
             throughput=self._throughput(stats, now),
             latency=self._latencies.measure(now),
@@ -117,9 +117,12 @@ class FrameBuilder:
             telemetry_gaps=gaps,
         )
 
-    def _pool(self, stats: KernelStats) -> PoolView:
-        """The default model's."""
-        return next((pool for pool in stats.pools if pool.model == self._identity.model), stats.pools[0])
+    def _pages(self, stats: KernelStats) -> Pages:
+        """The default model's; while that one is not in memory, of the model which has most of them in use."""
+        default = self._identity.model
+        pool = max(stats.pools, key=lambda pool: (pool.model == default and pool.total > 0, pool.used))
+        sizes = {model.name: model.page_bytes for model in stats.models}
+        return _pages(pool, sizes.get(pool.model) or self._identity.bytes_per_page)
 
     def _throughput(self, stats: KernelStats, now: Nanoseconds) -> Throughput:
         """Rates since the previous Frame."""
@@ -189,6 +192,7 @@ def _queue(stats: KernelStats) -> Queue:
 
 def _pages(pool: PoolView, bytes_per_page: int) -> Pages:
     return Pages(
+        model=pool.model,
         total=pool.total,
         used=pool.used,
         shared=pool.shared,

@@ -1,9 +1,9 @@
 """What a request that gives its pages up costs, and which way back is taken: computing them again, or the swap space.
 
 *Recompute* costs the prefill of all that was in the pages, but what other requests hold as well. *Swap* costs writing
-each page and reading it back, and has to wait for the transfers that are under way. What the prefix cache may still
-have when the request comes back is not counted on: pages are given up because others need them. What was expected and
-what it came to are told in events.
+each page and reading back those that no other request holds, and has to wait for the transfers that are under way. What
+the prefix cache alone may still have when the request comes back is not counted on: pages are given up because others
+need them. What was expected and what it came to are told in events.
 
 What prefill costs is seen in every step, what transfers cost only where there are some. So swap is tried once in a
 while although it seems dearer: when that costs a twentieth of all recomputation since it was taken last.
@@ -110,25 +110,26 @@ class Eviction:
 
     def _price(self, request: Request) -> Price:
         pages = Counter(page for sequence in request.live for page in self._table.contents(sequence.row))
-        fits = len(pages) <= self._pager.space.free
-        swap_s = self._costs.transfer.seconds(len(pages), len(pages)) if fits else None
-        return Price(pages, self._recompute_s(request, pages), swap_s)
+        kept, fits = self._kept(request.live[0], pages), len(pages) <= self._pager.space.free
+        swap_s = self._costs.transfer.seconds(len(pages), len(pages) - kept) if fits else None
+        return Price(pages, self._recompute_s(request, kept), swap_s)
 
-    def _recompute_s(self, request: Request, pages: Counter[int]) -> float:
-        """A fork's later sequences go on from the prompt; what others hold as well will be there."""
-        seconds, start = 0.0, self._kept(request.live[0], pages)
+    def _recompute_s(self, request: Request, kept: int) -> float:
+        """A fork's later sequences go on from the prompt."""
+        seconds, start = 0.0, min(kept * self._table.page_tokens, request.live[0].past)
         for sequence in request.live:
             seconds += self._costs.prefill.seconds(max(0, sequence.past - start), start)
             start = max(start, request.prompt_tokens - 1)
         return seconds
 
     def _kept(self, sequence: Sequence, pages: Counter[int]) -> int:
+        """Its first pages that other requests hold as well: they will be there when it comes back."""
         kept, references = 0, self._table.pool.references
         for page in self._table.contents(sequence.row):
             if references(page) <= pages[page]:
                 break
-            kept += self._table.page_tokens
-        return min(kept, sequence.past)
+            kept += 1
+        return kept
 
     # ---- what came of it
 

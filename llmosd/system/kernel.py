@@ -418,6 +418,7 @@ class Kernel:
             pools=(look(self.model, self._table, self._reuse, self._pager, self._requests.values()),)
             if requests
             else (),
+            model=self.model,
         )
 
     def check(self) -> None:

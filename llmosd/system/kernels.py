@@ -200,11 +200,11 @@ class Kernels:
 
 
 def _sum(stats: Iterable[KernelStats]) -> KernelStats:
-    first, *others = stats
-    if not others:
-        return first
-    numbers = {name: sum(getattr(one, name) for one in (first, *others)) for name in _ADDED_UP}
-    requests = tuple(view for one in (first, *others) for view in one.requests)
-    users = by_user(usage for one in (first, *others) for usage in one.users)
-    pools = tuple(pool for one in (first, *others) for pool in one.pools)
-    return replace(first, **numbers, requests=requests, users=users, pools=pools)
+    parts = tuple(stats)
+    if len(parts) == 1:
+        return parts[0]
+    numbers = {name: sum(getattr(one, name) for one in parts) for name in _ADDED_UP}
+    requests = tuple(view for one in parts for view in one.requests)
+    users = by_user(usage for one in parts for usage in one.users)
+    pools = tuple(pool for one in parts for pool in one.pools)
+    return replace(parts[0], **numbers, requests=requests, users=users, pools=pools, parts=parts)

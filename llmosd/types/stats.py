@@ -68,3 +68,5 @@ class KernelStats:
     fragmentation: float = 0.0  # share of what is free outside the largest hole
     models: tuple[ModelStats, ...] = ()
     segments: tuple[Segment, ...] = ()
+    model: str = ""  # the first one's where these are sums
+    parts: tuple[KernelStats, ...] = ()  # of each model, where these are sums

@@ -10,6 +10,13 @@ import pytest
 from api_house import LIMITS, MODEL, PACE_S, House, open_house
 from prometheus_client.parser import text_string_to_metric_families
 
+from llmosd.application.engine_messages import Batch
+from llmosd.application.http.metrics import Metrics
+from llmosd.system.kernel import Kernel
+from llmosd.system.kernels import Kernels
+from llmosd.system.policy import Fcfs
+from llmosd.types import RequestSpec, Sampling
+
 COMPLETIONS = "/v1/completions"
 
 
@@ -139,3 +146,17 @@ async def test_users_have_what_they_hold_and_used() -> None:
         assert reused and value("llmos_user_prefilled_tokens_total", "alice") == 2 * 120 - reused
         text = (await house.http.get("/metrics")).text
         assert len([family for family in text_string_to_metric_families(text) if "user" in family.name]) == 6
+
+
+def test_gauges_and_totals_are_each_models_own() -> None:
+    kernels = Kernels(Kernel(LIMITS, Fcfs(), model="a"), Kernel(replace(LIMITS, pages=5), Fcfs(), model="b"))
+    kernels.submit(RequestSpec("r", "b", [1], Sampling(max_tokens=1)), 0)
+    metrics = Metrics("a")
+    metrics.observe(Batch((), (), None, kernels.stats(requests=False)))
+
+    def value(name: str, model: str) -> float | None:
+        return metrics.registry.get_sample_value(name, {"model_name": model})
+
+    assert [value("llmos_pages", model) for model in "ab"] == [LIMITS.pages, 5]
+    assert [value("vllm:num_requests_waiting", model) for model in "ab"] == [0, 1]
+    assert [value("llmos_requests_accepted_total", model) for model in "ab"] == [0, 1]

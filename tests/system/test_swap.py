@@ -73,6 +73,22 @@ def test_who_needs_the_pages_sits_out_until_they_are_written_and_takes_no_second
     world.drain()
 
 
+def test_what_others_hold_as_well_is_expected_to_be_there_on_either_way_back() -> None:
+    """12 tokens in three pages, of which another request holds the first two."""
+    costs = Costs(ConstantPrefillCost(1.0), ConstantTransferCost(0.1))
+    world = World(make_limits(swap_slots=20), eviction="swap", prefixes=True, costs=costs)
+    for number in range(2):
+        id = world.submit([1, 2, 3, 4, 5, 6, 7, 8, number, 9, 9, 9], 8)
+    until(world, id, State.DECODE)
+    world.suspend(id)
+    evicted = world.oracle.lives[id].evicted
+    assert (evicted.pages, evicted.tokens) == (3, 12)
+    assert (evicted.recompute_s, evicted.swap_s) == (pytest.approx(4.0), pytest.approx(0.3 + 0.1))
+    world.step()
+    world.resume(id)
+    world.drain()
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_nobody_below_takes_the_pages_that_a_request_waits_for(seed: int) -> None:
     random = Random(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -169,3 +170,9 @@ def test_memory_is_told_whole_in_bounded_size() -> None:
     assert (swap.total, swap.used, swap.out_total, swap.in_total) == (30, 9, 12, 3)
     (row,) = build(builder(), SECOND, [view(swapped_pages=8, waits_for="quota: running 2 of 2")]).requests
     assert (row.swapped_pages, row.waits_for) == (8, "quota: running 2 of 2")
+
+
+def test_the_pool_is_the_default_models_while_that_is_in_memory() -> None:
+    default, idle, busy = pool(), pool(model="idle", used=3), pool(model="busy", used=7)
+    assert build(builder(), SECOND, pools=(default, idle, busy)).pages.model == "m"
+    assert build(builder(), SECOND, pools=(replace(default, total=0), idle, busy)).pages.model == "busy"

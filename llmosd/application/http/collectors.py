@@ -13,52 +13,58 @@ from llmosd.types import KernelStats, ModelStats, UserUsage
 
 
 class KernelCollector(Collector):
-    """The kernel's own gauges and totals, as of the latest batch."""
+    """The kernel's own gauges and totals of each model, as of the latest batch."""
 
-    def __init__(self, model: str) -> None:
-        self._model = model
+    def __init__(self) -> None:
         self.stats: KernelStats | None = None
 
     def collect(self) -> Iterable[Metric]:
         if (stats := self.stats) is None:
             return
-        usage = stats.pages_used / stats.pages_total if stats.pages_total else 0.0  # no model is loaded
-        yield self._gauge("vllm:num_requests_running", "Requests that run", stats.running)
-        yield self._gauge("vllm:num_requests_waiting", "Requests that wait", stats.waiting)
-        yield self._gauge("llmos_requests_parked", "Requests that wait for their user's quota", stats.parked)
-        yield self._gauge("vllm:kv_cache_usage_perc", "Share of KV pages in use, 1 is all", usage)
-        yield self._gauge("llmos_requests_prefilling", "Running requests that are in prefill", stats.prefilling)
-        yield self._gauge("llmos_slots", "Sequences that can run at once", stats.slots)
-        yield self._gauge("llmos_pages", "Pages of the KV pool", stats.pages_total)
-        yield self._gauge("llmos_pages_used", "Pages in use", stats.pages_used)
-        yield self._gauge("llmos_pages_shared", "Pages that more than one sequence holds", stats.pages_shared)
-        yield self._gauge("llmos_pages_cached", "Idle pages that the prefix cache keeps", stats.pages_cached)
-        yield self._gauge("llmos_pages_reserved", "Pages promised to requests, not drawn yet", stats.pages_reserved)
-        yield self._gauge("llmos_swap_pages", "Pages that the swap space has room for", stats.swap_slots)
-        yield self._gauge("llmos_swap_pages_used", "Pages in the swap space", stats.swap_slots_used)
-        yield self._counter("llmos_swap_out_pages", "Pages written to swap, failures included", stats.swap_outs)
-        yield self._counter("llmos_swap_in_pages", "Pages read from swap, failures included", stats.swap_ins)
-        yield self._counter("llmos_swap_failures", "Pages that could not be written or read back", stats.swap_failures)
-        yield self._counter("llmos_recomputed_tokens", "Tokens computed again after eviction", stats.recomputed_tokens)
+        for first, *others in zip(*map(self._of, stats.parts or (stats,)), strict=True):
+            first.samples += [sample for other in others for sample in other.samples]
+            yield first
+
+    def _of(self, stats: KernelStats) -> Iterable[Metric]:
+        label = [stats.model]
+
+        def gauge(name: str, documentation: str, value: float) -> Metric:
+            family = GaugeMetricFamily(name, documentation, labels=["model_name"])
+            family.add_metric(label, value)
+            return family
+
+        def counter(name: str, documentation: str, value: float) -> Metric:
+            family = CounterMetricFamily(name, documentation, labels=["model_name"])
+            family.add_metric(label, value)
+            return family
+
+        usage = stats.pages_used / stats.pages_total if stats.pages_total else 0.0  # it is not loaded
+        yield gauge("vllm:num_requests_running", "Requests that run", stats.running)
+        yield gauge("vllm:num_requests_waiting", "Requests that wait", stats.waiting)
+        yield gauge("llmos_requests_parked", "Requests that wait for their user's quota", stats.parked)
+        yield gauge("vllm:kv_cache_usage_perc", "Share of KV pages in use, 1 is all", usage)
+        yield gauge("llmos_requests_prefilling", "Running requests that are in prefill", stats.prefilling)
+        yield gauge("llmos_slots", "Sequences that can run at once", stats.slots)
+        yield gauge("llmos_pages", "Pages of the KV pool", stats.pages_total)
+        yield gauge("llmos_pages_used", "Pages in use", stats.pages_used)
+        yield gauge("llmos_pages_shared", "Pages that more than one sequence holds", stats.pages_shared)
+        yield gauge("llmos_pages_cached", "Idle pages that the prefix cache keeps", stats.pages_cached)
+        yield gauge("llmos_pages_reserved", "Pages promised to requests, not drawn yet", stats.pages_reserved)
+        yield gauge("llmos_swap_pages", "Pages that the swap space has room for", stats.swap_slots)
+        yield gauge("llmos_swap_pages_used", "Pages in the swap space", stats.swap_slots_used)
+        yield counter("llmos_swap_out_pages", "Pages written to swap, failures included", stats.swap_outs)
+        yield counter("llmos_swap_in_pages", "Pages read from swap, failures included", stats.swap_ins)
+        yield counter("llmos_swap_failures", "Pages that could not be written or read back", stats.swap_failures)
+        yield counter("llmos_recomputed_tokens", "Tokens computed again after eviction", stats.recomputed_tokens)
         asked = stats.prompt_tokens + stats.reused_tokens
-        yield self._counter("vllm:prefix_cache_queries", "Prompt tokens asked of the prefix cache", asked)
-        yield self._counter("vllm:prefix_cache_hits", "Prompt tokens found there, not computed", stats.reused_tokens)
-        yield self._counter("vllm:num_preemptions", "Preemptions", stats.preemptions)
-        yield self._counter("vllm:generation_tokens", "Generated tokens", stats.generated_tokens)
-        yield self._counter("llmos_speculation_drafted_tokens", "Tokens fed as guesses", stats.drafted_tokens)
-        yield self._counter("llmos_speculation_accepted_tokens", "Guesses that were right", stats.accepted_tokens)
-        yield self._counter("llmos_prefill_tokens", "Prefilled tokens, recomputation included", stats.prompt_tokens)
-        yield self._counter("llmos_requests_accepted", "Accepted requests", stats.accepted)
-
-    def _gauge(self, name: str, documentation: str, value: float) -> Metric:
-        family = GaugeMetricFamily(name, documentation, labels=["model_name"])
-        family.add_metric([self._model], value)
-        return family
-
-    def _counter(self, name: str, documentation: str, value: float) -> Metric:
-        family = CounterMetricFamily(name, documentation, labels=["model_name"])
-        family.add_metric([self._model], value)
-        return family
+        yield counter("vllm:prefix_cache_queries", "Prompt tokens asked of the prefix cache", asked)
+        yield counter("vllm:prefix_cache_hits", "Prompt tokens found there, not computed", stats.reused_tokens)
+        yield counter("vllm:num_preemptions", "Preemptions", stats.preemptions)
+        yield counter("vllm:generation_tokens", "Generated tokens", stats.generated_tokens)
+        yield counter("llmos_speculation_drafted_tokens", "Tokens fed as guesses", stats.drafted_tokens)
+        yield counter("llmos_speculation_accepted_tokens", "Guesses that were right", stats.accepted_tokens)
+        yield counter("llmos_prefill_tokens", "Prefilled tokens, recomputation included", stats.prompt_tokens)
+        yield counter("llmos_requests_accepted", "Accepted requests", stats.accepted)
 
 
 USER_METRICS: tuple[tuple[str, str, type[GaugeMetricFamily] | type[CounterMetricFamily], str, float], ...] = (

@@ -67,7 +67,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._model = model
         self._lives: dict[RequestId, _Life] = {}
-        self._kernel = KernelCollector(model)
+        self._kernel = KernelCollector()
         self.registry.register(self._kernel)
         self._make_latencies()
         self._make_counters()
