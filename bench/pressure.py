@@ -4,7 +4,8 @@
 tokens of 8 bits: a quarter of what 16 of the longest requests take. llama-server has to divide it among slots
 beforehand (it makes each of them a multiple of 256 tokens, so that it has a third more here), or lets all slots share
 it (`--kv-unified`); it also gets it as 768 tokens of float16, its default. Its cache of prompts, in more memory, is
-off. The daemon has its swap file. Without DIRECTORY the daemon is measured alone.
+off. The daemon has its swap file. Servers take turns; each is started anew in every round, and medians are of all
+rounds. Without DIRECTORY the daemon is measured alone.
 
     python bench/peers/install.py DIRECTORY     (once; takes minutes)
     python bench/pressure.py DIRECTORY
@@ -93,23 +94,34 @@ def main() -> None:
     parser.add_argument("--only", action="append", metavar="NAME", help="servers whose names have this in them")
     parser.add_argument("--home", type=Path, default=default_home(), help="data directory with the model")
     parser.add_argument("--threads", type=int, default=machine_facts().cores)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="other servers that it has are kept")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="rounds that it has are kept and counted")
     options = parser.parse_args()
     report: dict[str, Any] = {"machine": asdict(machine_facts()), "tokens": TOKENS}
-    for name, start in starts(options.directory, options.home, options.threads).items():
-        if options.only and not any(part in name for part in options.only):
-            continue
-        found = measure(start)
-        report[name] = asdict(found)
-        ttft = f", TTFT p50 {found.ttft_p50:.1f} s" if found.ttft_p50 is not None else ""
-        print(
-            f"{name}: {found.served} of {found.requests} served, {found.tokens_per_s:.0f} tokens/s{ttft}"
-            f"{', ' + str(found.failures) if found.failures else ''}",
-            flush=True,
-        )
+    before = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+    runs: dict[str, list[dict[str, Any]]] = before.get("runs", {})
+    for _ in range(options.rounds):
+        for name, start in starts(options.directory, options.home, options.threads).items():
+            if not options.only or any(part in name for part in options.only):
+                runs.setdefault(name, []).append(asdict(measure(start)))
+                print(line(name, runs[name][-1:]), flush=True)
+    print("medians")
+    for name, found in runs.items():
+        print(line(name, found))
     if options.json:
-        before = json.loads(options.json.read_text()) if options.json.exists() else {}
-        options.json.write_text(json.dumps(before | report, indent=2) + "\n")
+        options.json.write_text(json.dumps(report | {"runs": runs}, indent=2) + "\n")
+
+
+def line(name: str, runs: list[dict[str, Any]]) -> str:
+    """Medians of some rounds; of those in which anybody was served for the time to the first token."""
+    served, speed = (statistics.median(run[key] for run in runs) for key in ("served", "tokens_per_s"))
+    first = [run["ttft_p50"] for run in runs if run["ttft_p50"] is not None]
+    failures = sum((Counter(run["failures"]) for run in runs), Counter[str]())
+    return (
+        f"{name}: {served:.0f} of {runs[0]['requests']} served, {speed:.0f} tokens/s"
+        f"{f', TTFT p50 {statistics.median(first):.1f} s' if first else ''}"
+        f"{f', {dict(failures)}' if failures else ''} ({len(runs)} rounds)"
+    )
 
 
 if __name__ == "__main__":
