@@ -120,6 +120,7 @@ class Config:
     stream_timeout: int = _option(
         300, "seconds after which a paused request is cancelled if its client has read nothing", range_=POSITIVE
     )
+    readonly: bool = _option(False, "let nobody control requests, models or policy over HTTP and MQTT")
     log_prompts: bool = _option(False, "show and store the beginning of each prompt")
     log_level: str = _option("info", "least severe log line", choices=("debug", "info", "warning", "error"))
     quotas: Quotas = UNLIMITED

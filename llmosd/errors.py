@@ -36,6 +36,18 @@ class DoesNotFit(InvalidRequest):
     code = "model_too_large"
 
 
+class Unauthorized(InvalidRequest):
+    """No key came along, or one that this daemon does not know (HTTP 401, exit 2)."""
+
+    code = "invalid_api_key"
+
+
+class Forbidden(InvalidRequest):
+    """Whoever asked may not do this here (HTTP 403, exit 2)."""
+
+    code = "forbidden"
+
+
 class NotFound(LlmosError):
     """No such model, request or endpoint (HTTP 404, exit 2)."""
 

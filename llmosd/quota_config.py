@@ -34,6 +34,11 @@ def parse(table: Any, source: str) -> tuple[Quotas, list[str]]:
     ), given
 
 
+def quota(limits: Mapping[str, Any], default: Quota, source: str) -> Quota:
+    """One quota of limits that are given elsewhere. Raises ConfigError, naming the limit and the source."""
+    return _quota(limits, default, TABLE, LIMITS, source, [])
+
+
 def keys(quotas: Quotas) -> dict[str, int | float]:
     """Every limit by its dotted key: the default's, then those in which a user's differ or may differ."""
     named = [(TABLE, quotas.default), *((_of_user(user), quota) for user, quota in quotas.users.items())]

@@ -201,6 +201,9 @@ class RequestRow:
     label: str = ""
     swapped_pages: int = 0
     waits_for: str = ""
+    model: str = ""
+    session: str = ""
+    service_class: str = "interactive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,4 +258,53 @@ class Status:
     pid: int = 0
     http: str = ""
     started_at: float = 0.0
+    version: int = VERSION
+
+
+# ---------------------------------------------------------------- commands
+
+
+class CommandBody(msgspec.Struct, kw_only=True, frozen=True, rename={"service_class": "class"}):
+    """One of COMMANDS and the requests it is about: `ids`, or all live ones that have whatever else is given.
+
+    POST /v1/control takes it. `nice` is for the command of that name, `timeout_s` for `wait`.
+    """
+
+    command: str
+    ids: tuple[str, ...] = ()
+    user: str | None = None
+    session: str | None = None
+    state: str | None = None
+    model: str | None = None
+    service_class: str | None = None
+    nice: int | None = None
+    timeout_s: float | None = None
+
+
+class Command(CommandBody, kw_only=True, frozen=True):
+    """The same over MQTT: `key` says who asks, `ticket` comes back with the reply."""
+
+    key: str = ""
+    ticket: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandError:
+    """As an error of the HTTP API."""
+
+    message: str
+    code: str
+    param: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CommandReply:
+    """What came of a command: the requests as they are now, or why nothing has changed."""
+
+    node: str
+    at: float
+    ticket: str
+    command: str = ""
+    requests: tuple[RequestRow, ...] = ()
+    error: CommandError | None = None
     version: int = VERSION

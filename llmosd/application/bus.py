@@ -20,9 +20,9 @@ from llmosd.application.broker import Broker
 from llmosd.application.endpoint import Endpoint
 from llmosd.application.eventlog import EventLog
 from llmosd.application.ratelimit import EventRate
-from llmosd.application.topics import EVENT, FRAME, STATUS, Topic
+from llmosd.application.topics import COMMAND, EVENT, FRAME, REPLY, STATUS, Topic
 from llmosd.errors import LlmosError
-from llmosd.wire import EventMessage, Frame, Status
+from llmosd.wire import CommandReply, EventMessage, Frame, Status
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,10 @@ TIMEOUT_S = 5.0  # of a connection attempt and of an acknowledgement
 STATUS_EVERY_S = 10.0  # so that the late last will of a lost connection does not stay
 BACKOFF_S, BACKOFF_MAX_S = 0.5, 30.0
 QUEUE_LIMIT = 64  # events that wait for the broker's acknowledgements
+COMMAND_LIMIT = 64  # that are answered at a time; more are dropped, and whoever sent them gets no reply
+
+Payload = Status | Frame | EventMessage | CommandReply
+Answer = Callable[[bytes, bool], Awaitable[CommandReply]]
 
 
 def backoff(attempt: int, jitter: float) -> float:
@@ -46,7 +50,10 @@ class Bus:
     latest first; what did not go out while the broker was away is counted in `gaps` and noted when it is back.
     """
 
-    def __init__(self, ensure: Callable[[], Awaitable[Broker]], status: Status, events: EventLog) -> None:
+    def __init__(
+        self, ensure: Callable[[], Awaitable[Broker]], status: Status, events: EventLog, answer: Answer | None = None
+    ) -> None:
+        """`answer` gets the commands that come, and whether only this machine can have sent them."""
         self.broker: Broker | None = None
         self.connected = False
         self.gaps = 0  # Frames and events that did not reach the broker, since start
@@ -54,6 +61,9 @@ class Bus:
         self._ensure = ensure
         self._status = status
         self._log = events
+        self._answer = answer
+        self._answering: set[asyncio.Task[None]] = set()
+        self._replies: deque[CommandReply] = deque()
         self._frame: Frame | None = None
         self._events: deque[EventMessage] = deque()
         self._rate = EventRate(time.monotonic())
@@ -102,8 +112,13 @@ class Bus:
         async with self._client(self.broker.endpoint) as client:
             try:
                 await self._send(client, STATUS, self._status)
+                await client.subscribe(COMMAND.on(self._status.node), COMMAND.qos)
                 self._found()
-                await self._serve(client)
+                listening = asyncio.create_task(self._listen(client, self.broker), name="commands")
+                try:
+                    await self._serve(client)
+                finally:
+                    listening.cancel()
             except asyncio.CancelledError:
                 with suppress(aiomqtt.MqttError):
                     await self._send(client, STATUS, replace(self._status, state="offline", at=time.time()))
@@ -122,6 +137,7 @@ class Bus:
             keepalive=KEEPALIVE_S,
             timeout=TIMEOUT_S,
             max_queued_outgoing_messages=QUEUE_LIMIT,
+            max_queued_incoming_messages=QUEUE_LIMIT,
         )
 
     async def _serve(self, client: aiomqtt.Client) -> None:
@@ -133,6 +149,9 @@ class Bus:
                 sent = self._status = replace(self._status, at=time.time())
                 sent_at = time.monotonic()
                 await self._send(client, STATUS, sent)
+            while self._replies:
+                await self._send(client, REPLY, self._replies[0])
+                self._replies.popleft()
             self._mark_left_out()
             while self._events:
                 await self._send(client, EVENT, self._events[0])
@@ -143,6 +162,20 @@ class Bus:
                     await self._wake.wait()
             self._wake.clear()
 
+    async def _listen(self, client: aiomqtt.Client, broker: Broker) -> None:
+        """Answer commands side by side: `wait` may take long. A retained one is none for now: it would come again."""
+        with suppress(aiomqtt.MqttError):  # whoever sends notices as well
+            async for message in client.messages:
+                if isinstance(message.payload, bytes) and not message.retain and len(self._answering) < COMMAND_LIMIT:
+                    task = asyncio.create_task(self._reply(message.payload, broker.managed), name="command")
+                    self._answering.add(task)
+                    task.add_done_callback(self._answering.discard)
+
+    async def _reply(self, payload: bytes, local: bool) -> None:
+        if self._answer is not None:
+            self._replies.append(await self._answer(payload, local))
+            self._wake.set()
+
     async def _send_frame(self, client: aiomqtt.Client) -> None:
         frame, self._frame = self._frame, None
         if frame is not None:
@@ -152,7 +185,9 @@ class Bus:
                 self.gaps += 1
                 raise
 
-    async def _send(self, client: aiomqtt.Client, topic: Topic, payload: Status | Frame | EventMessage) -> None:
+    async def _send(
+        self, client: aiomqtt.Client, topic: Topic, payload: Status | Frame | EventMessage | CommandReply
+    ) -> None:
         await client.publish(topic.on(self._status.node), msgspec.json.encode(payload), topic.qos, topic.retain)
 
     def _mark_left_out(self) -> None:
@@ -175,6 +210,7 @@ class Bus:
             self._away_since = time.time()
             self.gaps += len(self._events) + (self._frame is not None)
             self._events.clear()
+            self._replies.clear()
             self._frame = None
         log.log(logging.WARNING if attempt == 1 else logging.DEBUG, "no telemetry to the broker: %s", exc)
 

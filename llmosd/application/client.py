@@ -5,6 +5,7 @@ Whatever goes wrong is an LlmosError with the daemon's own words; an address whe
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,22 +20,36 @@ from llmosd.application.memory import MemoryInfo
 from llmosd.errors import (
     Cancelled,
     ContextTooLong,
+    Forbidden,
     InvalidRequest,
     LlmosError,
     NotFound,
     QueueFull,
     StepError,
+    Unauthorized,
     Unavailable,
 )
 from llmosd.wire import UNREADABLE
 
+KEY = "LLMOS_KEY"  # the environment variable: a flag could be read by everybody on the machine
 DEFAULT_URL = "http://127.0.0.1:11500"
 _QUICK = httpx.Timeout(10.0, connect=3.0)
 _DURABLE = httpx.Timeout(120.0, connect=3.0)  # a disk may be slow
+_WAITING = httpx.Timeout(90.0, connect=3.0)  # longer than the daemon lets `wait` take
 _GENERATING = httpx.Timeout(None, connect=3.0)  # a queue may be long, and keep-alives show that it moves
 
 _LEAVES: dict[str, type[LlmosError]] = {
-    leaf.code: leaf for leaf in (Cancelled, ContextTooLong, InvalidRequest, NotFound, StepError, Unavailable)
+    leaf.code: leaf
+    for leaf in (
+        Cancelled,
+        ContextTooLong,
+        Forbidden,
+        InvalidRequest,
+        NotFound,
+        StepError,
+        Unauthorized,
+        Unavailable,
+    )
 }
 _STATUS: dict[int, type[LlmosError]] = {400: InvalidRequest, 404: NotFound, 503: Unavailable}
 
@@ -67,7 +82,7 @@ class Answer:
 
 
 class Client:
-    """Blocking; close it, or use it in a `with`."""
+    """Blocking; close it, or use it in a `with`. Its key is what `LLMOS_KEY` holds."""
 
     def __init__(self, url: str = DEFAULT_URL) -> None:
         self.url = url
@@ -98,17 +113,12 @@ class Client:
     def detail(self, id: str) -> RequestDetail:
         return self._call("GET", _path(id), RequestDetail)
 
+    def control(self, command: str, **fields: Any) -> list[RequestInfo]:
+        """`ps`, `kill`, `nice`, `suspend`, `resume` or `wait`, with the fields of `wire.CommandBody`."""
+        return self._call("POST", "/v1/control", _Requests, json={"command": command, **fields}, timeout=_WAITING).data
+
     def cancel(self, id: str) -> RequestInfo:
         return self._call("DELETE", _path(id), RequestInfo)
-
-    def renice(self, id: str, nice: int) -> RequestInfo:
-        return self._call("PATCH", _path(id), RequestInfo, json={"priority": nice})
-
-    def suspend(self, id: str) -> RequestInfo:
-        return self._call("POST", f"{_path(id)}/suspend", RequestInfo)
-
-    def resume(self, id: str) -> RequestInfo:
-        return self._call("POST", f"{_path(id)}/resume", RequestInfo)
 
     def hibernate(self, id: str) -> RequestInfo:
         return self._call("POST", f"{_path(id)}/hibernate", RequestInfo, timeout=_DURABLE)
@@ -146,7 +156,7 @@ class Client:
 
 
 class AsyncClient:
-    """What a monitor needs, on its event loop."""
+    """What a monitor needs, on its event loop. Its key is what `LLMOS_KEY` holds."""
 
     def __init__(self, url: str = DEFAULT_URL) -> None:
         self.url = url
@@ -166,6 +176,11 @@ class AsyncClient:
 
     async def requests(self, **filters: str) -> list[RequestInfo]:
         return (await self._call("GET", "/v1/requests", _Requests, params=filters)).data
+
+    async def control(self, command: str, **fields: Any) -> list[RequestInfo]:
+        """As `Client.control`."""
+        body = {"command": command, **fields}
+        return (await self._call("POST", "/v1/control", _Requests, json=body, timeout=_WAITING)).data
 
     async def cancel(self, id: str) -> RequestInfo:
         return await self._call("DELETE", _path(id), RequestInfo)
@@ -232,7 +247,12 @@ class _ErrorBody(msgspec.Struct):
 
 def _options(url: str) -> dict[str, Any]:
     """No proxy stands before a daemon; certificates, slow to load, are needed for https only."""
-    return {"base_url": url, "timeout": _QUICK, "trust_env": False, "verify": url.startswith("https:")}
+    key = os.environ.get(KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InvalidRequest(f"{KEY} holds no key: `llmosd keys add` prints one")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    options = {"base_url": url, "timeout": _QUICK, "trust_env": False, "verify": url.startswith("https:")}
+    return options | {"headers": headers}
 
 
 @contextmanager

@@ -19,10 +19,13 @@ from typing import Any
 from starlette.applications import Starlette
 
 from llmosd.application import instance
+from llmosd.application.access import Access
 from llmosd.application.assembly import Assembly
 from llmosd.application.blueprint import Blueprint
 from llmosd.application.broker import ensure_broker
 from llmosd.application.bus import Bus
+from llmosd.application.command_topic import CommandTopic
+from llmosd.application.commands import Commands
 from llmosd.application.engine import Batch, ThreadEngine
 from llmosd.application.eventlog import EventLog
 from llmosd.application.flow import BackPressure
@@ -95,8 +98,7 @@ class Daemon:
         with listen(config.host, config.port) as listener:
             self._record = replace(self._record, http=url(config.host, listener.getsockname()[1]))
             self.note_state("starting")
-            if is_exposed(listener):
-                log.warning("%s is no loopback address: whoever reaches it may use and control the daemon", config.host)
+            self._access = Access(config.home, readonly=config.readonly, exposed=is_exposed(listener))
             model = find(config.home, config.model)
             pinned = [find(config.home, name) for name in config.pinned_models if name != model.id]
             broker = await ensure_broker(config)  # before what takes long: a broker outlives its daemon by 5 s only
@@ -137,7 +139,8 @@ class Daemon:
         self._metrics = Metrics(config.model)
         self._events = EventLog(config.node)
         status = Status(config.node, "online", time.time(), os.getpid(), record.http, record.started_at)
-        self._bus = Bus(partial(ensure_broker, config), status, self._events)
+        commands = CommandTopic(config.node, Commands(self._service), self._access)
+        self._bus = Bus(partial(ensure_broker, config), status, self._events, commands.answer)
         self._lag = LoopLag()
         self._telemetry = Telemetry(
             self._service, FrameBuilder(self._identity(plan)), self._bus, store, self._events, self._lag, HostProbe()
@@ -153,6 +156,7 @@ class Daemon:
     def _app(self, models: Models) -> Starlette:
         return create_app(
             Backing(self._service, self._hibernation, models, self._config.log_prompts),
+            access=self._access,
             host=self._config.host,
             registry=self._metrics.registry,
             status=lambda: asdict(self._record),

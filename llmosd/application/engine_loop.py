@@ -16,22 +16,20 @@ from llmosd.application.engine_messages import (
     AddModel,
     Answer,
     Batch,
-    Cancel,
     Command,
+    Control,
     Hibernate,
     Inspect,
     PageContents,
     Pause,
     ReadPages,
-    Renice,
     Reply,
     Restore,
-    Resume,
     Submit,
-    Suspend,
     Unpause,
 )
 from llmosd.errors import LlmosError, StepError, Unavailable
+from llmosd.system.control import control
 from llmosd.system.executor import Executor, Interruptible, PageStore, nothing
 from llmosd.system.kernels import Kernels
 from llmosd.system.snapshot import Snapshot
@@ -177,25 +175,16 @@ class Loop:
                 if contents is not None:
                     self._write_pages(snapshot, contents)
                 return kernel.view(snapshot.id)
-            case Cancel(id=id, reason=reason):
-                events += kernel.cancel(id, reason, now)
-                return None
-            case Renice(id=id, nice=nice):
-                return kernel.renice(id, nice, now)
-            case Suspend(id=id):
-                view, moved = kernel.suspend(id, now)
-                events += moved
-                return view
-            case Resume(id=id):
-                view, moved = kernel.resume(id, now)
-                events += moved
-                return view
             case Pause(id=id):
                 events += kernel.pause(id, now)
                 return None
             case Unpause(id=id):
                 events += kernel.unpause(id, now)
                 return None
+            case Control(action=action, selection=selection, owner=owner):
+                views, happened = control(kernel, action, selection, owner, now)
+                events += happened
+                return views
             case Hibernate(ids=ids):
                 return self._hibernate(ids, now, events)
             case ReadPages(id=id):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from llmosd.errors import LlmosError
 from llmosd.record import record
+from llmosd.system.control import Action, Selection
 from llmosd.system.residency import ModelEntry
 from llmosd.system.snapshot import KeptPages, Snapshot
 from llmosd.types import Event, KernelStats, Nanoseconds, RequestId, RequestSpec, RequestView, StepStats
@@ -20,37 +21,16 @@ class Submit:
 
 
 @dataclass(frozen=True, slots=True)
-class Cancel:
-    """Answered with None; the request's end comes as events in the same batch."""
+class Control:
+    """Does one thing to all requests of a selection; answered with their views, those that it ended included.
+
+    `owner` is the user whose requests alone may be touched, None for all.
+    """
 
     ticket: int
-    id: RequestId
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Renice:
-    """Answered with the request's view."""
-
-    ticket: int
-    id: RequestId
-    nice: int
-
-
-@dataclass(frozen=True, slots=True)
-class Suspend:
-    """Answered with the request's view."""
-
-    ticket: int
-    id: RequestId
-
-
-@dataclass(frozen=True, slots=True)
-class Resume:
-    """Answered with the request's view."""
-
-    ticket: int
-    id: RequestId
+    action: Action
+    selection: Selection
+    owner: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +99,8 @@ class Inspect:
     ticket: int
 
 
-Command = (
-    Submit | Cancel | Renice | Suspend | Resume | Pause | Unpause | Hibernate | ReadPages | Restore | AddModel | Inspect
-)
-Answer = RequestView | KernelStats | tuple[Snapshot, ...] | PageContents | None
+Command = Submit | Control | Pause | Unpause | Hibernate | ReadPages | Restore | AddModel | Inspect
+Answer = RequestView | KernelStats | tuple[RequestView, ...] | tuple[Snapshot, ...] | PageContents | None
 
 
 @dataclass(frozen=True, slots=True)

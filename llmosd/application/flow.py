@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llmosd.application.engine import Cancel, Engine, Pause, Unpause
+from llmosd.application.engine import Control, Engine, Pause, Unpause
+from llmosd.system.control import Kill, Selection
 from llmosd.types import RequestId
 
 
@@ -28,7 +29,7 @@ class Flow:
         self._tickets = tickets
 
     def cancel(self, id: RequestId, reason: str) -> None:
-        self._engine.post(Cancel(next(self._tickets), id, reason))
+        self._engine.post(Control(next(self._tickets), Kill(reason), Selection((id,))))
 
     def pause(self, id: RequestId) -> None:
         self._engine.post(Pause(next(self._tickets), id))

@@ -164,6 +164,9 @@ def row(view: RequestView) -> RequestRow:
         label=plain(view.label, NAME_LIMIT),
         swapped_pages=view.swapped_pages,
         waits_for=view.waits_for,
+        model=view.model,
+        session=plain(view.session, NAME_LIMIT),
+        service_class=view.service_class,
     )
 
 

@@ -46,6 +46,8 @@ class RequestInfo:
     finish: str | None
     error: str | None
     label: str
+    session: str
+    service_class: str
 
     @classmethod
     def of(cls, view: RequestView) -> Self:
@@ -80,6 +82,8 @@ class RequestInfo:
             finish=view.finish,
             error=view.error,
             label=view.label,
+            session=view.session,
+            service_class=view.service_class,
         )
 
 

@@ -36,6 +36,7 @@ class Roster:
         self._transcripts = Transcripts()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._departed = asyncio.Event()  # another one for each departure
 
     # ---- coming and going
 
@@ -89,6 +90,8 @@ class Roster:
             stream.end(view, by_stop=by_stop)
             if stream.open_to_all:
                 self._transcripts.add(view.id, stream.transcript)
+        self._departed.set()
+        self._departed = asyncio.Event()
 
     # ---- looking up
 
@@ -124,6 +127,10 @@ class Roster:
     @property
     def suspended(self) -> frozenset[RequestId]:
         return frozenset(id for id, stream in self._streams.items() if stream.suspended)
+
+    async def departure(self) -> None:
+        """Returns when the next request has ended."""
+        await self._departed.wait()
 
     # ---- idleness
 

@@ -19,27 +19,26 @@ from typing import Any
 from llmosd.application.engine import (
     AddModel,
     Batch,
-    Cancel,
     Command,
+    Control,
     Engine,
     Hibernate,
     Inspect,
     PageContents,
     ReadPages,
-    Renice,
     Restore,
-    Resume,
     Submit,
-    Suspend,
 )
 from llmosd.application.flow import DEFAULT, BackPressure, Flow
 from llmosd.application.roster import HISTORY, Roster
 from llmosd.application.stream import RequestStream
 from llmosd.application.transcript import Transcript
 from llmosd.errors import InvalidRequest, LlmosError, NotFound, QueueFull, Unavailable
+from llmosd.system.control import Action, Kill, Resume, Selection
 from llmosd.system.residency import ModelEntry
 from llmosd.system.snapshot import Snapshot
 from llmosd.types import (
+    ENDED,
     KernelStats,
     Nanoseconds,
     RequestId,
@@ -117,29 +116,47 @@ class Service:
             raise
         return stream
 
+    async def control(self, action: Action, selection: Selection, owner: str | None = None) -> list[RequestView]:
+        """Done before the next step, or not at all; the views of those it was done to, as they are afterwards.
+
+        Raises NotFound where an id is unknown or has ended, and what `system.control.control` raises.
+        """
+        for id in selection.ids:
+            self.roster.check_live(id)
+        views: tuple[RequestView, ...] = await self._ask(Control(next(self._tickets), action, selection, owner))
+        return list(views)
+
     async def cancel(self, id: RequestId, reason: str) -> RequestView:
         """The view it ended with. Raises NotFound where it is unknown or has ended."""
-        self.roster.check_live(id)
-        await self._ask(Cancel(next(self._tickets), id, reason))
-        return await self.get(id)
-
-    async def renice(self, id: RequestId, nice: int) -> RequestView:
-        """Raises NotFound where it is unknown or has ended, InvalidRequest where `nice` is out of range."""
-        self.roster.check_live(id)
-        view: RequestView = await self._ask(Renice(next(self._tickets), id, nice))
-        return view
-
-    async def suspend(self, id: RequestId) -> RequestView:
-        """Raises NotFound where it is unknown or has ended."""
-        self.roster.check_live(id)
-        view: RequestView = await self._ask(Suspend(next(self._tickets), id))
+        [view] = await self.control(Kill(reason), Selection((id,)))
         return view
 
     async def resume(self, id: RequestId) -> RequestView:
         """Raises NotFound where it is unknown or has ended."""
-        self.roster.check_live(id)
-        view: RequestView = await self._ask(Resume(next(self._tickets), id))
+        [view] = await self.control(Resume(), Selection((id,)))
         return view
+
+    async def wait(self, selection: Selection, timeout_s: float) -> list[RequestView]:
+        """Until all that the selection means now have ended, or for so long; their views, as they are then.
+
+        Raises NotFound where an id is unknown; one that has ended already is waited for no more.
+        """
+        ids = [view.id for view in await self.select(selection)]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while any(map(self.roster.is_live, ids)):
+                    await self.roster.departure()
+        return await self.select(Selection(tuple(ids))) if ids else []
+
+    async def select(self, selection: Selection) -> list[RequestView]:
+        """Live requests, and ended ones that are named. Raises NotFound where an id is unknown."""
+        views = await self.requests()
+        if not selection.ids:
+            return [view for view in views if view.state not in ENDED and selection.matches(view)]
+        found = {view.id: view for view in views}
+        if unknown := [id for id in selection.ids if id not in found]:
+            raise _unknown(unknown[0])
+        return [found[id] for id in dict.fromkeys(selection.ids)]
 
     async def freeze(self, ids: Sequence[RequestId] | None) -> tuple[Snapshot, ...]:
         """Suspend them, all live ones for None, and take them down; from now on they outlive their clients.
@@ -203,7 +220,7 @@ class Service:
             return ended
         found = next((view for view in await self.requests() if view.id == id), None)
         if found is None:
-            raise NotFound(f"no request {id!r} (the last {HISTORY} ended ones are remembered)")
+            raise _unknown(id)
         return found
 
     def new_id(self) -> RequestId:
@@ -269,3 +286,7 @@ class Service:
     def _open(self, ticket: int, id: RequestId, transcript: Transcript) -> RequestStream:
         self._opening[ticket] = id
         return self.roster.open(RequestStream(id, transcript, self._flow, self._back_pressure))
+
+
+def _unknown(id: RequestId) -> NotFound:
+    return NotFound(f"no request {id!r} (the last {HISTORY} ended ones are remembered)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmosd.wire import EventMessage, Frame, Status
+from llmosd.wire import Command, CommandReply, EventMessage, Frame, Status
 
 ROOT = "llmos"
 
@@ -25,10 +25,15 @@ class Topic:
         return f"{ROOT}/{node}/{self.name}"
 
 
-OUT = "daemon → subscribers"
+OUT, IN = "daemon → subscribers", "anybody → daemon"
 
 STATUS = Topic("status", OUT, 1, True, Status, "on change, and every 10 s", "the same with state `offline`")
 FRAME = Topic("frame", OUT, 0, True, Frame, "1/s", "none: the last Frame stays, its age tells")
 EVENT = Topic("event", OUT, 1, False, EventMessage, "at most 4/s, what is left out is counted", "none")
 
-TOPICS = (STATUS, FRAME, EVENT)
+TELEMETRY = (STATUS, FRAME, EVENT)
+
+COMMAND = Topic("command", IN, 1, False, Command, "as sent", "none")
+REPLY = Topic("reply", OUT, 1, False, CommandReply, "one for each command", "none")
+
+TOPICS = (*TELEMETRY, COMMAND, REPLY)

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import openai
 
+from llmosd.application.access import Access
 from llmosd.application.client import Client
 from llmosd.application.engine import Batch, Command, ThreadEngine
 from llmosd.application.eventlog import EventLog
@@ -153,6 +154,7 @@ class House:
     url: str
     service: Service
     hibernation: Hibernation
+    access: Access
     executor: LettersExecutor
     clock: ManualClock
     metrics: Metrics
@@ -206,12 +208,13 @@ async def open_house(
     quotas: Quotas = UNLIMITED,
     others: Mapping[str, ModelEntry] = NO_OTHERS,
     back_pressure: BackPressure = PATIENT,
+    readonly: bool = False,
 ) -> AsyncIterator[House]:
     """`length` says how many tokens a sequence generates, at most its max_tokens. What `home` has is restored."""
     with TemporaryDirectory() as scratch:
-        hibernated = (home or Path(scratch)) / "hibernated"
+        home = home or Path(scratch)
         async with _open_house(
-            length, limits, log_prompts, speculation, prefixes, hibernated, numerics, quotas, others, back_pressure
+            length, limits, log_prompts, speculation, prefixes, home, numerics, quotas, others, back_pressure, readonly
         ) as house:
             yield house
 
@@ -223,11 +226,12 @@ async def _open_house(
     log_prompts: bool,
     speculation: Speculation | None,
     prefixes: bool,
-    hibernated: Path,
+    home: Path,
     numerics: Numerics,
     quotas: Quotas,
     others: Mapping[str, ModelEntry],
     back_pressure: BackPressure,
+    readonly: bool,
 ) -> AsyncIterator[House]:
     clock, loop = ManualClock(), asyncio.get_running_loop()
     executor = LettersExecutor(length, clock)
@@ -266,12 +270,14 @@ async def _open_house(
 
     first = ServedModel(ModelCard(numerics.model, 512, 1), prompts, numerics)
     models = Models(service, first, open=open_other, installed=lambda: [ModelCard(name, 64, 2) for name in others])
-    hibernation = Hibernation(hibernated, service, models, events, record_restored)
+    hibernation = Hibernation(home / "hibernated", service, models, events, record_restored)
     service.subscribe(metrics.observe)
     service.subscribe(batches.append)
+    access = Access(home, readonly=readonly)
     backing = Backing(service, hibernation, models, log_prompts)
     app = create_app(
         backing,
+        access=access,
         host="127.0.0.1",
         registry=metrics.registry,
         status=lambda: {"state": str(service.phase), "model": MODEL},
@@ -291,7 +297,19 @@ async def _open_house(
             openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=60, http_client=transport) as ai,
         ):
             house = House(
-                url, service, hibernation, executor, clock, metrics, recorded, restored, notes, batches, http, ai
+                url,
+                service,
+                hibernation,
+                access,
+                executor,
+                clock,
+                metrics,
+                recorded,
+                restored,
+                notes,
+                batches,
+                http,
+                ai,
             )
             await house.until(lambda: server.started)
             yield house

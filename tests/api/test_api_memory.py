@@ -10,6 +10,7 @@ import pytest
 from api_house import LIMITS, MODEL, PACE_S, House, open_house
 
 from llmosd.application.cli import main
+from llmosd.system.control import Selection, Suspend
 from llmosd.types import Output, Quota, Quotas, State
 
 COMPLETIONS = "/v1/completions"
@@ -82,7 +83,7 @@ async def test_memory_adds_up() -> None:
 async def test_the_command_shows_the_same_to_people_and_programs(capsys: pytest.CaptureFixture[str]) -> None:
     async with open_house(prefixes=True) as house:
         tasks = await running(house, "alice")
-        await house.service.suspend(house.recorded[0].id)
+        await house.service.control(Suspend(), Selection((house.recorded[0].id,)))
         assert await cli(house, "mem", "--json") == 0
         assert json.loads(capsys.readouterr().out) == (await house.http.get("/v1/memory")).json()
         assert await cli(house, "mem") == 0

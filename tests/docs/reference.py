@@ -87,12 +87,13 @@ ENDPOINTS = {
     "/v1/completions": "continue a text, token ids, or a list of either",
     "/v1/models": "all models that are installed, and which are in memory",
     "/v1/models/{id}": "one of them",
-    "/v1/requests": "live requests and the last 1,000 ended; filters `user` and `state`",
+    "/v1/requests": "live requests and the last 1,000 ended; filters `user`, `session`, `state`, `model`, `class`",
     "/v1/requests/{id}": 'show (with its text where that is open), cancel, or renice with `{"priority": n}`',
     "/v1/requests/{id}/suspend": "let it stand still; its stream stays open",
     "/v1/requests/{id}/resume": "let a suspended one go on",
     "/v1/requests/{id}/hibernate": "suspend it and keep it on disk; answered when it is durable",
     "/v1/requests/{id}/stream": "what it says after the first `from` characters, as a stream, to its end",
+    "/v1/control": "ps, kill, nice, suspend, resume or wait for requests by id or by a filter",
     "/v1/hibernate": "hibernate all live requests",
     "/v1/memory": "segments, pages by state, waste, swap, a map of the pool, top users",
     "/v1/status": "what `llmosd status --json` shows",
@@ -105,6 +106,7 @@ def endpoints() -> Rows:
     backing: Any = SimpleNamespace(service=None, hibernation=None, models=None)
     app = create_app(
         backing,
+        access=backing,
         host="",
         registry=Metrics("").registry,
         status=dict,

@@ -7,9 +7,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from llmosd.application.engine import Batch, Command, Reply
+from llmosd.application.engine import Batch, Command, Control, Reply
 from llmosd.errors import ModelError, StepError
 from llmosd.prediction.cost_executor import CostModel, CostModelExecutor, ManualClock
+from llmosd.system.control import Kill, Selection
 from llmosd.system.executor import Executor, nothing
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.kernels import Kernels
@@ -41,6 +42,10 @@ def build_paced() -> tuple[Kernels, Executor]:
 
 def build_nothing() -> tuple[Kernels, Executor]:
     raise ModelError("there is no model")
+
+
+def cancel(id: str, reason: str = "not needed") -> Control:
+    return Control(next(TICKETS), Kill(reason), Selection((id,)))
 
 
 class Hooked:

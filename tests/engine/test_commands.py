@@ -8,8 +8,9 @@ import engine_world as world
 import pytest
 from engine_world import TICKETS, Listener, spec
 
-from llmosd.application.engine import Build, Cancel, Engine, Hibernate, Inspect, Renice, Restore, Resume, Submit
+from llmosd.application.engine import Build, Control, Engine, Hibernate, Inspect, Restore, Submit
 from llmosd.errors import ContextTooLong, InvalidRequest, ModelError, NotFound, Unavailable
+from llmosd.system.control import Nice, Resume, Selection
 from llmosd.types import Ended, KernelStats, RequestView, State, StateChanged
 
 Launch = Callable[[Build], Engine]
@@ -48,8 +49,8 @@ def test_errors_come_back_as_replies(launch: Launch, listener: Listener) -> None
     commands = [
         (Submit(next(TICKETS), spec("big", prompt=900, max_tokens=900)), ContextTooLong),
         (Submit(next(TICKETS), spec("empty", prompt=[])), InvalidRequest),
-        (Cancel(next(TICKETS), "nobody", "x"), NotFound),
-        (Renice(next(TICKETS), "nobody", 3), NotFound),
+        (world.cancel("nobody"), NotFound),
+        (Control(next(TICKETS), Nice(3), Selection(("nobody",))), NotFound),
     ]
     for command, _ in commands:
         engine.post(command)
@@ -65,16 +66,15 @@ def test_cancel_renice_and_inspect_act_on_running_requests(launch: Launch, liste
     for id in "ab":
         engine.post(Submit(next(TICKETS), spec(id, max_tokens=900)))
         listener.first_output(id)
-    renice, inspect = Renice(next(TICKETS), "b", -5), Inspect(next(TICKETS))
+    renice, inspect = Control(next(TICKETS), Nice(-5), Selection(("b",))), Inspect(next(TICKETS))
     engine.post(renice)
     engine.post(inspect)
-    view, stats = listener.reply(renice), listener.reply(inspect)
-    assert isinstance(view, RequestView) and view.nice == -5
+    views, stats = listener.reply(renice), listener.reply(inspect)
+    assert isinstance(views, tuple) and [(view.id, view.nice) for view in views] == [("b", -5)]
     assert isinstance(stats, KernelStats)
     assert {r.id: r.nice for r in stats.requests} == {"a": 0, "b": -5}
-    cancel = Cancel(next(TICKETS), "a", "not needed")
-    engine.post(cancel)
-    assert listener.reply(cancel) is None
+    engine.post(cancel := world.cancel("a"))
+    assert listener.reply(cancel) == (listener.ended("a"),)
     assert listener.ended("a").state is State.CANCELLED
     again = Inspect(next(TICKETS))
     engine.post(again)
@@ -109,7 +109,7 @@ def test_what_one_engine_takes_down_another_takes_up(launch: Launch, listener: L
     assert isinstance(listener.reply(again), InvalidRequest)
     listener.batches.clear()
     for id, snapshot in zip("ab", snapshots, strict=True):
-        another.post(Resume(next(TICKETS), id))
+        another.post(Control(next(TICKETS), Resume(), Selection((id,))))
         assert listener.ended(id).completion_tokens == 200
         assert [*snapshot.branches[0].tokens, *listener.tokens(id)] == list(range(200))
 

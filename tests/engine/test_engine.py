@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from engine_world import CULPRIT, TICKETS, Fault, Hooked, Listener, make_executor, make_kernel, spec
+from engine_world import CULPRIT, TICKETS, Fault, Hooked, Listener, cancel, make_executor, make_kernel, spec
 
-from llmosd.application.engine import Build, Cancel, Inspect, Submit, Suspend, ThreadEngine
+from llmosd.application.engine import Build, Control, Inspect, Submit, ThreadEngine
 from llmosd.errors import StepError, Unavailable
 from llmosd.prediction.cost_executor import CostModel, CostModelExecutor, ManualClock
+from llmosd.system.control import Selection, Suspend
 from llmosd.system.executor import Executor, nothing
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.kernels import Kernels
@@ -144,14 +145,14 @@ def test_a_command_does_not_wait_for_a_transfer(start: Start, listener: Listener
     engine = start(disk, Kernel(limits, Fcfs(), model="m", eviction="swap"))
     engine.post(Submit(next(TICKETS), spec("a", max_tokens=20)))
     listener.first_output("a")
-    engine.post(Suspend(next(TICKETS), "a"))
+    engine.post(Control(next(TICKETS), Suspend(), Selection(("a",))))
     engine.post(Submit(next(TICKETS), spec("b", prompt=20, max_tokens=4)))
     disk.go_on.set()
     assert disk.waits.wait(30)
     for _ in range(3):
         engine.post(inspect := Inspect(next(TICKETS)))
         assert isinstance(listener.reply(inspect), KernelStats)
-    engine.post(Cancel(next(TICKETS), "a", "not needed"))
+    engine.post(cancel("a"))
     assert listener.ended("a").state is State.CANCELLED
     disk.free.set()
     disk.interrupt()
@@ -238,7 +239,7 @@ def test_commands_from_many_threads_each_get_one_reply(start: Start, listener: L
             id = f"{number}-{i}"
             commands = [Submit(next(TICKETS), spec(id, max_tokens=30)), Inspect(next(TICKETS))]
             if i % 3 == 0:
-                commands.append(Cancel(next(TICKETS), id, "changed my mind"))
+                commands.append(cancel(id))
             for command in commands:
                 posted.append(command.ticket)
                 engine.post(command)

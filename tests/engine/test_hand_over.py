@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from engine_world import TICKETS, make_executor, make_kernel, spec
+from engine_world import TICKETS, cancel, make_executor, make_kernel, spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmosd.application.engine import Batch, Cancel, Inspect, Renice, Submit
+from llmosd.application.engine import Batch, Control, Inspect, Submit
 from llmosd.application.engine_loop import Inbox, Loop, Stop
 from llmosd.errors import StepError
 from llmosd.system.executor import nothing
@@ -22,7 +22,7 @@ from llmosd.types import Accepted, Ended, Event, Output, Plan, RequestView, Stat
 EARLY, LATE, DEFECT = "fails before it computes", "fails after it computed", "dies"
 
 
-Message = Submit | Cancel | Inspect | Renice | Stop
+Message = Submit | Control | Inspect | Stop
 
 
 class Unattended(Inbox):
@@ -122,7 +122,7 @@ posts = st.dictionaries(
     st.lists(
         st.one_of(
             st.builds(lambda size: Submit(ticket := next(TICKETS), spec(f"late-{ticket}", size)), st.integers(1, 30)),
-            st.builds(lambda: Cancel(next(TICKETS), "r0", "not needed")),
+            st.builds(lambda: cancel("r0")),
             st.builds(lambda: Inspect(next(TICKETS))),
             st.builds(Stop, st.booleans()),
         ),

@@ -27,7 +27,7 @@ from llmos_top.messages import (
 from llmos_top.state import HISTORY
 from llmosd.application import query
 from llmosd.application.endpoint import Endpoint
-from llmosd.application.topics import FRAME, STATUS, TOPICS
+from llmosd.application.topics import FRAME, STATUS, TELEMETRY
 from llmosd.errors import LlmosError
 from llmosd.wire import UNREADABLE, VERSION, EventMessage, Frame, Status
 
@@ -64,7 +64,7 @@ class Feed:
             self.endpoint = self.locate() if self.locate else self.endpoint
             try:
                 async with self._client() as client:
-                    for topic in TOPICS:
+                    for topic in TELEMETRY:
                         await client.subscribe(topic.on(self.node or "+"), qos=topic.qos)
                     deliver(BrokerUp())
                     delays = backoff()

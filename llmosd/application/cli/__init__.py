@@ -21,9 +21,11 @@ OK, FAILURE, USAGE, NOT_RUNNING, INTERRUPTED = 0, 1, 2, 3, 130
 GROUPS = {
     "daemon": ("start", "stop", "status"),
     "run": ("run",),
-    "requests": ("ps", "kill", "nice", "suspend", "resume", "hibernate"),
+    "ps": ("ps",),
+    "requests": ("kill", "nice", "suspend", "resume", "wait", "hibernate"),
     "explain": ("explain",),
     "mem": ("mem",),
+    "keys": ("keys",),
     "query": ("query",),
     "models": ("models",),
     "doctor": ("doctor",),

@@ -1,119 +1,86 @@
-"""`llmosd ps`, `kill`, `nice`, `suspend`, `resume` and `hibernate`: the process table of requests."""
+"""`llmosd kill`, `nice`, `suspend`, `resume`, `wait` and `hibernate`: what processes have, for requests."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import time
+from functools import partial
 from typing import Any
 
-from llmosd.application.cli import options, output
+from llmosd.application.cli import options, selection
+from llmosd.application.cli.selection import ID_HELP, client_of, find, selected
 from llmosd.application.client import Client
-from llmosd.application.listing import RequestInfo
-from llmosd.errors import InvalidRequest
+from llmosd.errors import LlmosError, NotFound
 from llmosd.types import ENDED, NICE_MAX, NICE_MIN, State
 
-COLUMNS = {
-    "id": "id",
-    "state": "state",
-    "nice": "nice",
-    "user": "user",
-    "position": "position",
-    "prompt_tokens": "prompt",
-    "completion_tokens": "done",
-    "max_tokens": "max",
-    "pages": "pages",
-    "swapped_pages": "swapped",
-    "preemptions": "preempted",
-    "total_ms": "total_ms",
-    "ttft_ms": "ttft_ms",
-    "waits_for": "waits for",
-}  # field → heading
+POLL_S = 50.0  # the daemon lets `wait` take a minute
 
 
 def add(commands: Any) -> None:
-    ps = commands.add_parser("ps", help="list the requests that wait and run")
-    ps.add_argument("-a", "--all", action="store_true", help="also those that have ended")
-    options.add_json(ps)
-    ps.set_defaults(handler=_ps)
-
     kill = commands.add_parser("kill", help="cancel requests")
-    kill.add_argument("ids", nargs="+", metavar="ID", help="as ps shows it; its beginning is enough")
-    kill.set_defaults(handler=_kill)
-
-    nice = commands.add_parser("nice", help="change the nice value of a request")
+    nice = commands.add_parser("nice", help="change the nice value of requests")
     nice.add_argument("value", type=int, help=f"{NICE_MIN} (first) to {NICE_MAX} (last)")
-    nice.add_argument("id", metavar="ID", help="as ps shows it; its beginning is enough")
-    nice.set_defaults(handler=_nice)
-
     suspend = commands.add_parser("suspend", help="let requests stand still until they are resumed")
-    suspend.set_defaults(handler=_suspend)
     resume = commands.add_parser("resume", help="let suspended requests go on")
-    resume.set_defaults(handler=_resume)
-    for parser in (suspend, resume):
-        parser.add_argument("ids", nargs="+", metavar="ID", help="as ps shows it; its beginning is enough")
+    wait = commands.add_parser("wait", help="return once requests have ended; 0 if all of them finished, else 1")
+    wait.add_argument("--timeout", type=float, metavar="SECONDS", help="for so long at most")
+    for parser, handler in ((kill, _kill), (nice, _nice), (suspend, _suspend), (resume, _resume), (wait, _wait)):
+        selection.add(parser)
+        parser.set_defaults(handler=handler)
+
     hibernate = commands.add_parser("hibernate", help="suspend requests and keep them on disk: they survive a restart")
-    hibernate.add_argument("ids", nargs="*", metavar="ID", help="as ps shows it; all live ones without it")
+    hibernate.add_argument("ids", nargs="*", metavar="ID", help=f"{ID_HELP}; all live ones without it")
+    options.add_config(hibernate, options.ADDRESS)
     hibernate.set_defaults(handler=_hibernate)
-    for parser in (ps, kill, nice, suspend, resume, hibernate):
-        options.add_config(parser, options.ADDRESS)
 
 
-def _client(args: argparse.Namespace) -> Client:
-    return Client(options.http_url(options.load(args)))
-
-
-def _ps(args: argparse.Namespace) -> int:
-    with _client(args) as client:
-        found = [request for request in client.requests() if args.all or request.state not in ENDED]
-    if args.json:
-        output.json(found)
-    else:
-        output.table(tuple(COLUMNS.values()), [[getattr(request, name) for name in COLUMNS] for request in found])
+def _control(args: argparse.Namespace, command: str, **fields: Any) -> int:
+    with client_of(args) as client:
+        changed = client.control(command, **selected(client, args), **fields)
+    if not changed:
+        raise NotFound("no live request is like that: `llmosd ps` shows those that are there")
+    for request in changed:
+        print(f"{request.id} nice {request.nice}" if command == "nice" else f"{request.id} {request.state}")
     return 0
 
 
-def _kill(args: argparse.Namespace) -> int:
-    return _for_each(args, Client.cancel)
+_kill = partial(_control, command="kill")
+_suspend = partial(_control, command="suspend")
+_resume = partial(_control, command="resume")
 
 
 def _nice(args: argparse.Namespace) -> int:
-    with _client(args) as client:
-        changed = client.renice(_find(client, args.id).id, args.value)
-    print(f"{changed.id} nice {changed.nice}")
-    return 0
+    return _control(args, "nice", nice=args.value)
 
 
-def _suspend(args: argparse.Namespace) -> int:
-    return _for_each(args, Client.suspend)
+def _wait(args: argparse.Namespace) -> int:
+    end = None if args.timeout is None else time.monotonic() + args.timeout
+    with client_of(args) as client:
+        wanted, ends = selected(client, args), dict[str, str]()
+        while True:
+            live = _poll(client, wanted, end, ends)
+            if not live:
+                return 0 if set(ends.values()) <= {State.FINISHED} else 1
+            if end is not None and time.monotonic() >= end:
+                raise LlmosError(f"{len(live)} have not ended after {args.timeout:g} s, {live[0]} among them")
+            wanted = {"ids": live}
 
 
-def _resume(args: argparse.Namespace) -> int:
-    return _for_each(args, Client.resume)
+def _poll(client: Client, wanted: dict[str, Any], end: float | None, ends: dict[str, str]) -> list[str]:
+    """Those that have not ended yet; the others are told, and noted in `ends`."""
+    left = POLL_S if end is None else min(POLL_S, max(0.0, end - time.monotonic()))
+    found = client.control("wait", **wanted, timeout_s=left)
+    for request in found:
+        if request.state in ENDED:
+            ends[request.id] = request.state
+            print(f"{request.id} {request.state}", flush=True)
+    return [request.id for request in found if request.state not in ENDED]
 
 
 def _hibernate(args: argparse.Namespace) -> int:
-    with _client(args) as client:
-        ids = [_find(client, id).id for id in args.ids]
+    with client_of(args) as client:
+        ids = [find(client, id).id for id in args.ids]
         found = [client.hibernate(id) for id in ids] if ids else client.hibernate_all()
     for request in found:
         print(f"{request.id} {'hibernated' if request.state == State.SUSPENDED else request.state}")
     return 0
-
-
-def _for_each(args: argparse.Namespace, action: Callable[[Client, str], RequestInfo]) -> int:
-    with _client(args) as client:
-        for id in args.ids:
-            changed = action(client, _find(client, id).id)
-            print(f"{changed.id} {changed.state}")
-    return 0
-
-
-def _find(client: Client, start: str) -> RequestInfo:
-    """The one request that has this id, or the one live request whose id begins so."""
-    requests = client.requests()
-    if exact := [request for request in requests if request.id == start]:
-        return exact[0]
-    live = [request for request in requests if request.id.startswith(start) and request.state not in ENDED]
-    if len(live) > 1:
-        raise InvalidRequest(f"{len(live)} live requests begin with {start!r}: give more of the id")
-    return live[0] if live else client.request(start)

@@ -14,14 +14,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from llmosd.application.access import Access
+from llmosd.application.commands import Commands
 from llmosd.application.http.chat import ChatEndpoint
 from llmosd.application.http.completions import CompletionsEndpoint
+from llmosd.application.http.control import ControlEndpoint
 from llmosd.application.http.edge import Edge, Observe
 from llmosd.application.http.errors import on_http_error, on_llmos_error
 from llmosd.application.http.generation import Backing
 from llmosd.application.http.models import ModelsEndpoint
 from llmosd.application.http.reply import ok
 from llmosd.application.http.requests import RequestsEndpoint
+from llmosd.application.http.rights import guarded
 from llmosd.application.memory import MemoryInfo
 from llmosd.application.service import Phase, Service
 from llmosd.errors import LlmosError, Unavailable
@@ -30,12 +34,14 @@ Status = Callable[[], Mapping[str, Any]]
 
 
 def create_app(
-    backing: Backing, *, host: str, registry: CollectorRegistry, status: Status, observe: Observe
+    backing: Backing, *, access: Access, host: str, registry: CollectorRegistry, status: Status, observe: Observe
 ) -> Starlette:
-    """`host` is the address the server is bound to, `status` gives what `llmosd status --json` shows, `observe`
-    counts HTTP requests. The application has no life of its own: service and server are started and stopped outside.
+    """`access` says who may do what, `host` is the address the server is bound to, `status` gives what
+    `llmosd status --json` shows, `observe` counts HTTP requests. The application has no life of its own: service and
+    server are started and stopped outside.
     """
-    service, models, requests = backing.service, ModelsEndpoint(backing), RequestsEndpoint(backing)
+    service, models, commands = backing.service, ModelsEndpoint(backing), Commands(backing.service)
+    requests = RequestsEndpoint(backing, commands)
     routes = [
         Route("/v1/chat/completions", ChatEndpoint(backing).post, methods=["POST"]),
         Route("/v1/completions", CompletionsEndpoint(backing).post, methods=["POST"]),
@@ -47,6 +53,7 @@ def create_app(
         Route("/v1/requests/{id}/resume", requests.resume, methods=["POST"]),
         Route("/v1/requests/{id}/hibernate", requests.hibernate, methods=["POST"]),
         Route("/v1/requests/{id}/stream", requests.stream, methods=["GET"]),
+        Route("/v1/control", ControlEndpoint(commands).post, methods=["POST"]),
         Route("/v1/hibernate", requests.hibernate_all, methods=["POST"]),
         Route("/v1/memory", _memory(service), methods=["GET"]),
         Route("/v1/status", _status(status), methods=["GET"]),
@@ -54,8 +61,8 @@ def create_app(
         Route("/metrics", _metrics(registry), methods=["GET"]),
     ]
     return Starlette(
-        routes=routes,
-        middleware=[Middleware(Edge, service=service, host=host, observe=observe)],
+        routes=[guarded(route) for route in routes],
+        middleware=[Middleware(Edge, service=service, access=access, host=host, observe=observe)],
         exception_handlers={LlmosError: on_llmos_error, HTTPException: on_http_error},
     )
 

@@ -43,7 +43,7 @@ def decode_object(raw: bytes | msgspec.Raw, type_: type[T], unimplemented: Table
     """
     try:
         fields = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-        for name in fields.keys() - set(type_.__struct_fields__):
+        for name in fields.keys() - set(type_.__struct_encode_fields__):
             _refuse(name, fields[name], unimplemented, where)
         return msgspec.json.decode(raw, type=type_)
     except msgspec.ValidationError as error:

@@ -11,8 +11,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmosd.application.http.errors import Forbidden, defect_response, error_response
+from llmosd.application.access import Access
+from llmosd.application.http.errors import defect_response, error_response
+from llmosd.application.http.rights import OPEN, note_caller
 from llmosd.application.service import Service
+from llmosd.errors import Forbidden, Unauthorized
 from llmosd.types import Nanoseconds, RequestId
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -38,11 +41,13 @@ class Edge:
     Every answer carries `X-Request-Id`: the client's own where that is sane and not taken, else a new one. A web page
     must not reach a daemon through its visitor's browser: its requests carry an `Origin` that is not this server's,
     and after DNS rebinding a `Host` that is no name of loopback. Both are refused, and no CORS header is sent.
+    Whoever has to show a key (`Authorization: Bearer …`) and shows none that is known is refused as well.
     """
 
-    def __init__(self, app: ASGIApp, service: Service, host: str, observe: Observe) -> None:
+    def __init__(self, app: ASGIApp, service: Service, access: Access, host: str, observe: Observe) -> None:
         self._app = app
         self._service = service
+        self._access = access
         self._loopback_only = is_loopback(host)
         self._observe = observe
 
@@ -63,8 +68,10 @@ class Edge:
 
         try:
             self._check_origin(headers)
+            if scope["path"] not in OPEN:
+                note_caller(scope, self._access.caller(_key(headers)))
             await self._app(scope, receive, send_marked)
-        except Forbidden as error:
+        except (Forbidden, Unauthorized) as error:
             await error_response(error)(scope, receive, send_marked)
         except ClientDisconnect:
             pass  # while it sent its body: nobody is there to be answered
@@ -96,6 +103,12 @@ def is_loopback(name: str) -> bool:
         return ip_address(name).is_loopback
     except ValueError:
         return False
+
+
+def _key(headers: Headers) -> str:
+    """As OpenAI's clients send it; empty where there is none."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 def _name(host: str) -> str:

@@ -9,19 +9,23 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llmosd.errors import Cancelled, InvalidRequest, LlmosError, NotFound, QueueFull, StepError, Unavailable
+from llmosd.errors import (
+    Cancelled,
+    Forbidden,
+    InvalidRequest,
+    LlmosError,
+    NotFound,
+    QueueFull,
+    StepError,
+    Unauthorized,
+    Unavailable,
+)
 
 
 class BodyTooLarge(InvalidRequest):
     """The request body exceeds the limit."""
 
     code = "body_too_large"
-
-
-class Forbidden(InvalidRequest):
-    """A browser page of another origin, or a name that does not belong to this daemon, was behind the request."""
-
-    code = "forbidden"
 
 
 class ErrorDetail(msgspec.Struct):
@@ -39,6 +43,7 @@ class ErrorBody(msgspec.Struct):
 # unlike 409 or a 5xx it does not make OpenAI's clients repeat a request that somebody has just cancelled.
 _KINDS: tuple[tuple[type[LlmosError], int, str], ...] = (
     (BodyTooLarge, 413, "invalid_request_error"),
+    (Unauthorized, 401, "invalid_request_error"),
     (Forbidden, 403, "permission_error"),
     (InvalidRequest, 400, "invalid_request_error"),
     (NotFound, 404, "invalid_request_error"),
@@ -62,6 +67,8 @@ def error_response(error: LlmosError) -> Response:
     headers = {}
     if isinstance(error, QueueFull):
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, StepError):
         headers["X-Should-Retry"] = "false"  # OpenAI's clients repeat a 500 otherwise; the engine has done that already
     if isinstance(error, BodyTooLarge):

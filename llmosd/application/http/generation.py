@@ -14,7 +14,8 @@ from llmosd.application.explain import Latency
 from llmosd.application.hibernation import Hibernation
 from llmosd.application.http.edge import arrived, request_id
 from llmosd.application.http.errors import error_body
-from llmosd.application.http.schema import GenerationBody, StreamOptions, user_of
+from llmosd.application.http.rights import caller_of
+from llmosd.application.http.schema import GenerationBody, StreamOptions, session_of, user_of
 from llmosd.application.http.sse import DONE, EventStream, on_disconnect, sse
 from llmosd.application.models import Models, ServedModel
 from llmosd.application.service import Service
@@ -147,19 +148,21 @@ async def begin(
     """
     began, prompts = backing.service.clock(), await tokens
     explain, ready = body.explains(), backing.service.clock()
+    caller, named = caller_of(request), user_of(body)
     spec = RequestSpec(
         id=request_id(request),
         model=model.id,
         prompt=(),
         sampling=sampling,
-        user=user_of(body),
+        user=named if caller.user is None else caller.user,
         nice=body.nice,
         cache_salt=body.cache_salt or "",
         arrived=arrived(request),
         ready=ready,
         tokenise=ready - began,
         created_at=time.time(),
-        label=_label(text) if backing.log_prompts else "",
+        label=_label("" if caller.user is None else named, text if backing.log_prompts else ""),
+        session=session_of(body, request.headers.get("x-session-id")) or request_id(request),
     )
     specs = [replace(spec, prompt=prompt, id=_numbered(spec.id, i)) for i, prompt in enumerate(prompts)]
     results = await asyncio.gather(*map(backing.service.submit, specs), return_exceptions=True)
@@ -200,6 +203,7 @@ def _numbered(id: str, prompt: int) -> str:
     return f"{id}-{prompt}" if prompt else id
 
 
-def _label(text: str) -> str:
-    """The prompt's beginning on one line, without anything that drives a terminal."""
-    return "".join(character for character in " ".join(text.split()) if character.isprintable())[:_LABEL]
+def _label(user: str, text: str) -> str:
+    """On one line, without anything that drives a terminal: the user within the key's, and the prompt's beginning."""
+    words = " ".join([*([f"[{user}]"] if user else []), *text.split()])
+    return "".join(character for character in words if character.isprintable())[:_LABEL]

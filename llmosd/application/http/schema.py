@@ -60,6 +60,7 @@ class GenerationBody(msgspec.Struct, kw_only=True):
     stream: bool | None = None
     stream_options: msgspec.Raw = _NULL
     user: str | None = None
+    metadata: dict[str, str] | None = None
 
     top_k: int | None = None
     min_p: float | None = None
@@ -171,11 +172,24 @@ def priority_of(raw: bytes) -> int:
 
 
 def user_of(body: GenerationBody) -> str:
-    """The user's name: shown by monitors and stored, so it may hold nothing that drives a terminal."""
-    user = body.user or ""
-    if len(user) > MAX_USER or not user.isprintable():
-        raise InvalidRequest(f"user must be printable and at most {MAX_USER} characters", param="user")
-    return user
+    """The name that the body gives its user."""
+    return _name("user", body.user)
+
+
+def session_of(body: GenerationBody, header: str | None) -> str:
+    """What the request is part of: `metadata.session`, else the header X-Session-Id; empty where neither is there."""
+    metadata = body.metadata or {}
+    for name in metadata.keys() - {"session"}:
+        raise InvalidRequest(f"metadata.{name[:MAX_USER]} is not implemented: session is", param="metadata")
+    return _name("metadata.session", metadata.get("session")) or _name("X-Session-Id", header)
+
+
+def _name(param: str, name: str | None) -> str:
+    """Shown by monitors and stored, so it may hold nothing that drives a terminal."""
+    name = name or ""
+    if len(name) > MAX_USER or not name.isprintable():
+        raise InvalidRequest(f"{param} must be printable and at most {MAX_USER} characters", param=param)
+    return name
 
 
 def _message(raw: msgspec.Raw, where: str) -> dict[str, str]:

@@ -9,7 +9,6 @@ Table = Mapping[str, tuple[Any, ...]]
 
 _COMMON: Table = {
     "logit_bias": (None, {}),
-    "metadata": (None, {}),
     "prompt_cache_key": (None,),
     "safety_identifier": (None,),
     "service_tier": (None, "auto", "default"),
