@@ -86,6 +86,11 @@ class Config:
     speculation: bool = _option(True, "feed guesses of the next tokens, taken from what came before, where that pays")
     slots: int = _option(32, "sequences that run at once", range_=POSITIVE)
     token_budget: int = _option(256, "tokens of one engine step, shared by prefill and decode", range_=POSITIVE)
+    itl_target: int = _option(
+        0,
+        "milliseconds a step with decodes may take while prompts are computed; 0 is near what they take alone",
+        range_=COUNT,
+    )
     pages: int = _option(0, "most pages in that model's KV pool; 0 sizes it from `memory`", range_=COUNT)
     page_tokens: int = _option(
         0,

@@ -11,8 +11,10 @@ from llmosd.application.image import Numerics
 from llmosd.config import Config
 from llmosd.errors import ConfigError
 from llmosd.hardware import gpus, memory, processors
-from llmosd.prediction.costs import FittedPrefillCost, FittedTransferCost
+from llmosd.prediction.costs import FittedTransferCost
 from llmosd.prediction.formulas import amdahl, fit_amdahl
+from llmosd.prediction.itl_budget import ItlBudget
+from llmosd.prediction.step_model import StepModel
 from llmosd.runtime import importer, scaling
 from llmosd.runtime.backend import LARGEST_PAGE, best_page_tokens
 from llmosd.runtime.device import choose_device
@@ -68,6 +70,8 @@ class Blueprint:
     def kernel(self) -> tuple[Kernel, SwapFile | None]:
         """The kernel, with nothing loaded, and the file that its pages are swapped to. Raises ConfigError."""
         config, file, transfer_cost = self.config, *self._swap()
+        steps = StepModel()
+        costs = Costs(steps, transfer_cost, ItlBudget(steps, config.itl_target / 1e3 or None))
         kernel = Kernel(
             self.limits,
             POLICIES[config.policy](),
@@ -76,7 +80,7 @@ class Blueprint:
             self.model.id,
             quotas=config.quotas,
             eviction=config.eviction,
-            costs=Costs(FittedPrefillCost(), transfer_cost),
+            costs=costs,
         )
         return kernel, file
 

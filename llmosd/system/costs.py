@@ -1,4 +1,4 @@
-"""What the kernel asks about costs when a request has to give its pages up. Fitted answers live in `prediction/`."""
+"""What the kernel asks about costs: of a step, and of giving pages up. Fitted answers live in `prediction/`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,44 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from llmosd.types import Plan, StepResult, TransferDone
+
+UNBOUNDED = 2**31
+
+
+@dataclass(slots=True)
+class StepWork:
+    """What a step without guesses computes, as far as its time depends on it."""
+
+    decodes: int = 0  # sequences that feed one token and are sampled
+    context: int = 0  # tokens before these
+    prefill: int = 0  # all other tokens
+    attended: float = 0.0  # tokens before each of those, summed
+
+    def add(self, tokens: int, past: int, sample: bool) -> None:
+        """A sequence's part: so many tokens behind `past` others."""
+        if tokens == 1 and sample:
+            self.decodes += 1
+            self.context += past
+        else:
+            self.prefill += tokens
+            self.attended += tokens * (past + tokens / 2)
+
+    @classmethod
+    def of(cls, plan: Plan) -> StepWork:
+        work = cls()
+        for part in plan.sequences:
+            work.add(len(part.tokens), part.past, part.sample)
+        return work
+
+
+class StepBudget(Protocol):
+    def prefill_tokens(self, work: StepWork, past: int, prompts: int) -> int:
+        """How many tokens of a prompt, behind `past` others, may join a step of `work`; may exceed what it has.
+
+        At least one where the step has no prefill yet: prompts always advance. `prompts` is how many are being computed
+        or could be, for they wait and a slot is free.
+        """
+        ...
 
 
 class PrefillCost(Protocol):
@@ -26,6 +64,14 @@ class TransferCost(Protocol):
     def observe(self, done: TransferDone) -> None:
         """A transfer has ended."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class WholeBudget:
+    """A prompt may have all that `token_budget` leaves."""
+
+    def prefill_tokens(self, work: StepWork, past: int, prompts: int) -> int:
+        return UNBOUNDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +104,4 @@ class ConstantTransferCost:
 class Costs:
     prefill: PrefillCost = field(default_factory=ConstantPrefillCost)
     transfer: TransferCost = field(default_factory=ConstantTransferCost)
+    budget: StepBudget = field(default_factory=WholeBudget)

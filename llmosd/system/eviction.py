@@ -133,10 +133,9 @@ class Eviction:
 
     # ---- what came of it
 
-    def observe(self, plan: Plan, result: StepResult) -> None:
-        """Let the costs learn from a step."""
+    def observe(self, result: StepResult) -> None:
+        """Let the costs learn from the transfers that ended with a step."""
         if self.is_choice:
-            self._costs.prefill.observe(plan, result)
             for done in result.transfers:
                 self._costs.transfer.observe(done)
 

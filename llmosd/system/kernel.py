@@ -86,13 +86,21 @@ class Kernel:
         self._reuse = PrefixReuse(self._table, remember=prefixes is not None)
         self._speculation = speculation
         self._pager = Pager(limits.swap_slots, self._table)
-        costs = costs or Costs()
+        self._costs = costs = costs or Costs()
         self._eviction = Eviction(eviction, costs, self._table, self._pager)
         self._transplants = Transplants(pool, limits.page_tokens, costs, remember=prefixes is not None)
         swapping = Swapping(limits, self._table, self._reuse, self._pager, self._eviction)
         self._clock = WaitClock()
         self._scheduler = Scheduler(
-            limits, self.policy, self._table, self._reuse, self._accounts, speculation, swapping, self._clock
+            limits,
+            self.policy,
+            self._table,
+            self._reuse,
+            self._accounts,
+            speculation,
+            swapping,
+            self._clock,
+            costs.budget,
         )
         self._requests: dict[RequestId, Request] = {}  # live ones only
         self._sequences: dict[SequenceId, Sequence] = {}  # of live requests
@@ -338,7 +346,8 @@ class Kernel:
         self._table.pool.unhold()
         if self._speculation is not None:
             self._speculation.observe(plan, result)
-        self._eviction.observe(plan, result)
+        self._costs.prefill.observe(plan, result)
+        self._eviction.observe(result)
         events, self._events = self._events, []
         for part, outcome in zip(plan.sequences, result.sequences, strict=True):
             sequence = self._sequences.get(part.sequence)

@@ -50,6 +50,11 @@ class QuotaQueue:
     def parked(self) -> int:
         return len(self._parked)
 
+    @property
+    def ready(self) -> int:
+        """Those that no quota holds up."""
+        return len(self._policy)
+
     def rank(self, request: Request) -> Rank:
         return self._policy.rank(request)
 

@@ -11,8 +11,9 @@ are free when that is done; whoever needs them sits out until then, and nobody b
 No request is lost for want of pages, and the number of steps is bounded:
 
 1. Transfers end, whether they succeed or not, and a step that feeds nothing waits for one of them, or for a command.
-2. A request that holds a promise never waits for a page, and the budget leaves it a token: decodes take one token for
-   each slot they hold, it holds a slot itself, and budget ≥ slots. So each of them gains its token.
+2. A request that holds a promise never waits for a page, and the budget leaves the first of them a token: decodes take
+   one token for each slot they hold, it holds a slot itself, budget ≥ slots, and whatever the pace of the decodes asks
+   for, a step takes at least one token of a prompt. So each of them gains its token, one after the other.
 3. If none holds a promise and no page is on its way, the top-ranked running request advances: all others are its
    possible victims, and alone it fits the pool, for `submit` refuses what would not. It is never a victim itself,
    ranking below nobody.
@@ -27,10 +28,11 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 
 from llmosd.system.accounts import Account, Accounts
+from llmosd.system.costs import StepBudget, StepWork
 from llmosd.system.limits import Limits
 from llmosd.system.pages import PageTable
-from llmosd.system.policy import Policy
 from llmosd.system.prefix_cache import Node
+from llmosd.system.quotas import QuotaQueue
 from llmosd.system.request import NO_ROW, Request, Sequence
 from llmosd.system.reuse import BorderKey, PrefixReuse
 from llmosd.system.speculation import Speculation
@@ -54,6 +56,7 @@ class Draft:
     """A plan being built: what the step feeds so far and how many tokens of the budget are left."""
 
     left: int
+    work: StepWork = field(default_factory=StepWork)
     sequences: list[SequencePlan] = field(default_factory=list)
     fed: list[Sequence] = field(default_factory=list)  # whose they are
     copies: list[PageCopy] = field(default_factory=list)
@@ -69,15 +72,17 @@ class Scheduler:
     def __init__(
         self,
         limits: Limits,
-        policy: Policy,
+        policy: QuotaQueue,
         table: PageTable,
         reuse: PrefixReuse,
         accounts: Accounts,
         speculation: Speculation | None,
         swapping: Swapping,
         clock: WaitClock,
+        budget: StepBudget,
     ) -> None:
         self.limits = limits
+        self.budget = budget
         self.policy = policy
         self.table = table
         self.speculation = speculation
@@ -90,7 +95,10 @@ class Scheduler:
         self.preemptions = 0
 
     def build(self, now: Nanoseconds, admit: bool = True) -> Draft:
-        """Decodes first, one token each; what is left of the budget goes to prefill in rank order, then to guesses."""
+        """Decodes first, one token each; what is left of the budget goes to prefill in rank order, then to guesses.
+
+        Beside decodes prefill and guesses have only what the step budget allows, so that the step does not take long.
+        """
         draft = Draft(self.limits.token_budget)
         self._plan_decodes(draft, now)
         self._plan_prefills(draft, now, admit)
@@ -242,17 +250,27 @@ class Scheduler:
     def _plan_prefills(self, draft: Draft, now: Nanoseconds, admit: bool) -> None:
         """Walk requests in prefill and the head of the queue in rank order while budget is left."""
         prefilling = deque(request for request in self.running if request.state is State.PREFILL)
+        decoding = bool(draft.sequences)
         while draft.left:
             head = self.policy.head() if admit else None
             path = self._room_for(head, draft) if head and self._goes_before(head, prefilling) else None
+            if path is None and not prefilling:
+                break
+            if decoding and not self._pace(draft, path, prefilling):
+                break
             if head and path is not None:
                 self._admit(head, path, draft, now)
                 if not head.returning:
                     self._feed(head, draft)
-            elif prefilling:
-                self._feed(prefilling.popleft(), draft)
             else:
-                break
+                self._feed(prefilling.popleft(), draft)
+
+    def _pace(self, draft: Draft, path: list[Node] | None, prefilling: deque[Request]) -> int:
+        """Leave to the next of them, or to who begins with `path`, only what keeps the pace of the decodes."""
+        past = prefilling[0].to_feed()[0].past if path is None else len(path) * self.limits.page_tokens
+        prompts = len(prefilling) + min(self.policy.ready, self.table.free_rows)
+        draft.left = min(draft.left, self.budget.prefill_tokens(draft.work, past, prompts))
+        return draft.left
 
     def _goes_before(self, head: Request, prefilling: deque[Request]) -> bool:
         return not prefilling or self.policy.rank(head) < self.policy.rank(prefilling[0])
@@ -331,6 +349,7 @@ class Scheduler:
             sequence.started = True
         tokens, sample = sequence.history(past, end), end == sequence.length
         draft.sequences.append(SequencePlan(sequence.id, row, tokens, past, sample))
+        draft.work.add(end - past, past, sample)
         draft.fed.append(sequence)
         draft.left -= end - past
         if sequence.request.state is State.PREFILL and (key := self.reuse.computed(sequence)):

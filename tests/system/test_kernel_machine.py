@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from llmosd.errors import ContextTooLong, QueueFull
-from llmosd.system.costs import ConstantPrefillCost, Costs
+from llmosd.system.costs import ConstantPrefillCost, Costs, StepWork
 from llmosd.system.kernel import Limits
 from llmosd.system.policy import POLICIES
 from llmosd.types import EvictionMode, Quota, Quotas
@@ -46,6 +46,14 @@ def swaps(draw: st.DrawFn) -> dict[str, Any]:
         "delay": draw(st.sampled_from([0, 1, 4])),
         "fault": draw(st.sampled_from([0.0, 0.0, 0.1, 1.0])),
     }
+
+
+class AnyBudget:
+    """Whatever is allowed, from the least on."""
+
+    def prefill_tokens(self, work: StepWork, past: int, prompts: int) -> int:
+        assert work.decodes and prompts, "asked where nobody decodes, or nothing waits"
+        return (7 * past + 3 * work.context + work.prefill) % 5 + (not work.prefill)
 
 
 class AnyCost(ConstantPrefillCost):
@@ -108,7 +116,7 @@ class KernelMachine(RuleBasedStateMachine):
             prefixes=prefixes,
             quotas=quotas,
             eviction=eviction,
-            costs=Costs(AnyCost()),
+            costs=Costs(AnyCost(), budget=AnyBudget()),
         )
         self.world.disk(**swap)
         for shape in load:

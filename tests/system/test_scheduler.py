@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmosd.prediction.cost_executor import CostModel, CostModelExecutor, ManualClock
+from llmosd.system.costs import Costs, StepWork
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy.fcfs import Fcfs
 from llmosd.types import Ended, FinishReason, Output, Plan, RequestSpec, Sampling, State
@@ -54,6 +55,33 @@ def test_decodes_go_first_and_prefill_chunks_share_what_is_left() -> None:
     assert fed(world.step()) == [(0, 4, 1, True), (1, 12, 7, False)]
     assert fed(world.step()) == [(0, 5, 1, True), (1, 19, 1, True), (2, 0, 5, True)]
     assert world.state("r2") is State.DECODE
+    world.drain()
+
+
+class Sparing:
+    """Beside decodes prompts have so many tokens of a step together."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.asked: list[tuple[int, int, int, int]] = []
+
+    def prefill_tokens(self, work: StepWork, past: int, prompts: int) -> int:
+        self.asked.append((work.decodes, work.context, past, prompts))
+        return self.tokens - work.prefill
+
+
+def test_beside_decodes_prompts_share_what_the_step_budget_allows() -> None:
+    budget = Sparing(3)
+    world = World(make_limits(slots=4, token_budget=8), costs=Costs(budget=budget))
+    world.submit(12, 9)
+    assert [fed(world.step()) for _ in range(2)] == [[(0, 0, 8, False)], [(0, 8, 4, True)]]
+    world.step()
+    assert budget.asked == [], "nobody decodes beside a prompt"
+    for prompt in (4, 5):
+        world.submit(prompt, 9)
+    assert fed(world.step()) == [(0, 13, 1, True), (1, 0, 3, False)]
+    assert fed(world.step()) == [(0, 14, 1, True), (1, 3, 1, True), (2, 0, 2, False)]
+    assert budget.asked == [(1, 13, 0, 2), (1, 14, 3, 2), (2, 17, 0, 1)]
     world.drain()
 
 

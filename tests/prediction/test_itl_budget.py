@@ -1,0 +1,164 @@
+"""The real kernel on a machine that costs what a formula says: a long prompt beside decodes, on a clock of our own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+import pytest
+
+from llmosd.prediction.cost_executor import CostModel, CostModelExecutor, ManualClock
+from llmosd.prediction.itl_budget import LEAST, STRETCH, ItlBudget
+from llmosd.prediction.step_model import StepModel
+from llmosd.system.costs import Costs, StepWork
+from llmosd.system.kernel import Kernel, Limits
+from llmosd.system.policy.fcfs import Fcfs
+from llmosd.types import Nanoseconds, Plan, RequestSpec, Sampling
+from tests.prediction.test_step_model import Frozen
+
+MACHINE = CostModel(step=8e6, prefill=9e5, decode=4e5, context=600)
+LONG = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    work: StepWork
+    took: Nanoseconds
+    alone: Nanoseconds  # what its decodes would have taken
+
+
+class Run:
+    def __init__(self, costs: Costs, slots: int = 16) -> None:
+        self.steps: list[Step] = []
+        self.clock = ManualClock()
+        self.kernel = Kernel(Limits(slots, 256, 1000, 4096, 32, 4096), Fcfs(), costs=costs)
+        self.executor = CostModelExecutor(MACHINE, lambda _: 10**9, self.clock)
+        self._random = Random(1)
+
+    def submit(self, id: str, prompt: int, tokens: int) -> None:
+        text = [self._random.randrange(1000) for _ in range(prompt)]
+        self.kernel.submit(RequestSpec(id, "m", text, Sampling(max_tokens=tokens)), self.clock.now)
+
+    def step(self) -> Plan | None:
+        plan = self.kernel.plan(self.clock.now)
+        if plan is not None:
+            before = self.clock.now
+            self.kernel.commit(plan, self.executor.execute(plan), self.clock.now)
+            self.kernel.check()
+            decodes = Plan(0, tuple(part for part in plan.sequences if len(part.tokens) == 1 and part.sample))
+            alone = MACHINE.step_time(decodes)
+            self.steps.append(Step(StepWork.of(plan), self.clock.now - before, alone))
+        return plan
+
+    def first_token(self, id: str) -> Nanoseconds:
+        """How long it takes from now on; `steps` are those until then."""
+        began = self.clock.now
+        self.steps.clear()
+        self.submit(id, LONG, 1)
+        while id in self.kernel:
+            assert self.step()
+        return self.clock.now - began
+
+    def decode(self, sequences: int = 8) -> None:
+        for number in range(sequences):
+            self.submit(f"d{number}", 30, 3000)
+        for _ in range(60):
+            self.step()
+
+
+def paced(model: StepModel, target_s: float | None = None) -> Run:
+    return Run(Costs(prefill=model, budget=ItlBudget(model, target_s)))
+
+
+def alone(run: Run) -> Nanoseconds:
+    took = run.first_token("alone")
+    assert max(step.work.prefill for step in run.steps) == 256, "without decodes a chunk is as large as can be"
+    return took
+
+
+def check_near_decodes(run: Run, prompts: int = 1) -> None:
+    """No step is far longer than what its decodes take, and each takes a prompt on."""
+    for step in run.steps:
+        assert step.work.decodes >= 8 and step.work.prefill
+        assert step.took <= 1.1 * (1 + STRETCH * prompts) * step.alone
+
+
+def test_by_default_a_long_prompt_lengthens_steps_little_and_still_comes_soon() -> None:
+    run = paced(StepModel())
+    took_alone = alone(run)
+    run.decode()
+    assert run.first_token("long") <= 6 * took_alone
+    check_near_decodes(run)
+
+
+@pytest.mark.parametrize("target_s", [0.02, 0.05, 0.1])
+def test_a_target_is_kept_and_made_use_of(target_s: float) -> None:
+    run = paced(StepModel(), target_s)
+    alone(run)
+    run.decode()
+    run.first_token("long")
+    took = [step.took / 1e9 for step in run.steps[:-1]]
+    assert max(took) <= 1.1 * target_s
+    assert min(took) >= 0.8 * target_s
+
+
+def test_a_target_that_cannot_be_kept_leaves_prompts_some_tokens() -> None:
+    run = paced(StepModel(), 0.001)
+    run.decode()
+    run.first_token("long")
+    assert {step.work.prefill for step in run.steps[:-1]} == {LEAST}
+
+
+def test_a_model_that_does_not_learn_keeps_no_target() -> None:
+    """So the tests above can fail."""
+    run = paced(Frozen())
+    run.decode()
+    run.first_token("long")
+    with pytest.raises(AssertionError):
+        check_near_decodes(run)
+
+
+def test_several_prompts_get_more_so_that_free_slots_are_filled() -> None:
+    run = paced(StepModel())
+    run.decode()
+    for number in range(3):
+        run.submit(f"p{number}", LONG, 500)
+    run.steps.clear()
+    for _ in range(20):
+        run.step()
+    check_near_decodes(run, prompts=3)
+    assert max(step.took / step.alone for step in run.steps) > 0.9 * (1 + 3 * STRETCH)
+
+
+def test_prompts_that_find_no_slot_do_not_lengthen_steps() -> None:
+    run = paced(StepModel())
+    run.decode(sequences=15)
+    for number in range(20):
+        run.submit(f"p{number}", LONG, 500)
+    run.steps.clear()
+    for _ in range(20):
+        run.step()
+    check_near_decodes(run)
+
+
+def test_under_overload_no_throughput_is_lost() -> None:
+    def seconds(costs: Costs) -> float:
+        run = Run(costs, slots=32)
+        for number in range(100):
+            run.submit(f"r{number}", 200, 64)
+        while run.step():
+            pass
+        return run.clock.now / 1e9
+
+    model = StepModel()
+    assert seconds(Costs(prefill=model, budget=ItlBudget(model))) <= 1.05 * seconds(Costs())
+
+
+def test_the_same_requests_give_the_same_steps() -> None:
+    def steps() -> list[Step]:
+        run = paced(StepModel())
+        run.decode()
+        run.first_token("long")
+        return run.steps
+
+    assert steps() == steps()
