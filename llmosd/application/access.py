@@ -69,7 +69,9 @@ class Access:
         self._readonly = readonly
         self._exposed = exposed
         self._seen = self._mark()
-        self._keys = _by_digest(keys.read(home))
+        found = keys.read(home)
+        self._keys = _by_digest(found)
+        self.first = tuple(found or ())  # what was there at the start
         if exposed and self._keys is None:
             raise ConfigError(
                 "other machines could reach the daemon and nobody has a key: `llmosd keys add USER` makes one; "

@@ -18,7 +18,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 
-from llmosd.application import instance
+from llmosd.application import instance, keys
 from llmosd.application.access import Access
 from llmosd.application.assembly import Assembly
 from llmosd.application.blueprint import Blueprint
@@ -99,6 +99,7 @@ class Daemon:
             self._record = replace(self._record, http=url(config.host, listener.getsockname()[1]))
             self.note_state("starting")
             self._access = Access(config.home, readonly=config.readonly, exposed=is_exposed(listener))
+            self._config = config = replace(config, quotas=keys.quotas(self._access.first, config.quotas))
             model = find(config.home, config.model)
             pinned = [find(config.home, name) for name in config.pinned_models if name != model.id]
             broker = await ensure_broker(config)  # before what takes long: a broker outlives its daemon by 5 s only

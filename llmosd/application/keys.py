@@ -4,8 +4,7 @@
 sha256 = "5e88…"   # of the key, which itself is written nowhere
 user = "ann"
 rights = "own"     # read, own or admin: each includes those before it
-weight = 2.0       # share under the policy `fair`; without it 1
-running = 4        # and whatever else `[quota]` of config.toml has
+running = 4        # and whatever else `[quota]` of config.toml has, for this user
 
 A key is 256 random bits, so that its digest gives nothing away.
 """
@@ -61,7 +60,6 @@ class Key:
     digest: str
     user: str
     right: Right
-    weight: float | None = None
     limits: Mapping[str, int | float] = field(default_factory=dict)
 
 
@@ -118,15 +116,15 @@ def named(keys: Sequence[Key], start: str) -> Key:
 
 
 def _key(entry: Any, where: str) -> Key:
-    known = {"sha256", "user", "rights", "weight", *quota_config.LIMITS}
+    known = {"sha256", "user", "rights", *quota_config.LIMITS}
     if not isinstance(entry, dict) or (unknown := sorted(entry.keys() - known)):
         what = f"unknown field {unknown[0]!r}" if isinstance(entry, dict) else "a table is needed"
         raise ConfigError(f"{where}: {what}; there are {', '.join(sorted(known))}", param=FILE)
-    digest, weight = entry.get("sha256"), entry.get("weight")
+    digest = entry.get("sha256")
     if not isinstance(digest, str) or len(digest) != _DIGITS or set(digest) - set("0123456789abcdef"):
         raise ConfigError(f"{where}: sha256 must be {_DIGITS} hexadecimal digits", param=FILE)
     try:
-        key = Key(digest, check_user(entry.get("user")), Right.parse(entry.get("rights", "own")), check_weight(weight))
+        key = Key(digest, check_user(entry.get("user")), Right.parse(entry.get("rights", "own")))
     except ValueError as exc:
         raise ConfigError(f"{where}: {exc}", param=FILE) from None
     limits = {name: entry[name] for name in quota_config.LIMITS if name in entry}
@@ -141,28 +139,13 @@ def check_user(user: object) -> str:
     return user
 
 
-def check_weight(weight: object) -> float | None:
-    """Raises ValueError."""
-    if weight is None:
-        return None
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight <= 1e6:
-        raise ValueError("weight must be a number above 0")
-    return float(weight)
-
-
 def _entry(key: Key) -> str:
     values = {"sha256": key.digest, "user": key.user, "rights": str(key.right)}
-    stated = values | ({} if key.weight is None else {"weight": key.weight}) | dict(key.limits)
-    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in stated.items()]
+    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in (values | dict(key.limits)).items()]
     return "\n".join([f"[[{_TABLE}]]", *lines, ""])
 
 
 # ---------------------------------------------------------------- what users get
-
-
-def weights(keys: Sequence[Key]) -> dict[str, float]:
-    """Of the users whose keys state one."""
-    return {key.user: key.weight for key in keys if key.weight is not None}
 
 
 def quotas(keys: Sequence[Key], default: Quotas) -> Quotas:
@@ -178,6 +161,6 @@ def _settings(keys: Sequence[Key], path: Path) -> None:
     """Two keys of a user may not state two values."""
     stated: dict[tuple[str, str], object] = {}
     for key in keys:
-        for name, value in {"weight": key.weight, **key.limits}.items():
-            if value is not None and stated.setdefault((key.user, name), value) != value:
+        for name, value in key.limits.items():
+            if stated.setdefault((key.user, name), value) != value:
                 raise ConfigError(f"{path}: two keys of user {key.user!r} state different values of {name}", param=name)

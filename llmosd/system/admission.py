@@ -19,9 +19,9 @@ def validate(spec: RequestSpec, limits: Limits) -> None:
     validate_nice(spec.nice)
 
 
-def validate_nice(nice: int) -> None:
+def validate_nice(nice: int, param: str = "priority") -> None:
     if not NICE_MIN <= nice <= NICE_MAX:
-        raise InvalidRequest(f"nice must be {NICE_MIN} to {NICE_MAX}, not {nice}", param="priority")
+        raise InvalidRequest(f"nice must be {NICE_MIN} to {NICE_MAX}, not {nice}", param=param)
 
 
 def resolve_max_tokens(spec: RequestSpec, limits: Limits, pages: int) -> int:

@@ -70,7 +70,7 @@ def control(
     live), Forbidden (another user's) or InvalidRequest (nice out of range); then nothing has changed.
     """
     if isinstance(action, Nice):
-        validate_nice(action.value)
+        validate_nice(action.value, "nice")
     found = _find(kernels, selection, owner)
     views, events = list[RequestView](), list[Event]()
     for view in found:

@@ -77,8 +77,8 @@ class Daemon:
     def client(self) -> Client:
         return Client(self.url)
 
-    def cli(self, *args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        return cli(self.home, *args, stdin=stdin)
+    def cli(self, *args: str, stdin: str = "", key: str = "") -> subprocess.CompletedProcess[str]:
+        return cli(self.home, *args, stdin=stdin, key=key)
 
     def get(self, path: str) -> httpx.Response:
         return httpx.get(self.url + path, timeout=PATIENCE_S).raise_for_status()
@@ -100,11 +100,12 @@ class Daemon:
         return self.process.wait(PATIENCE_S)
 
 
-def cli(home: Path, *args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """The `llmosd` command, as a person would run it."""
+def cli(home: Path, *args: str, stdin: str = "", key: str = "") -> subprocess.CompletedProcess[str]:
+    """The `llmosd` command, as a person would run it, who has this key."""
     command = [sys.executable, "-m", "llmosd", *args]
+    env = environment(home) | ({"LLMOS_KEY": key} if key else {})
     return subprocess.run(
-        command, input=stdin, capture_output=True, text=True, env=environment(home), timeout=PATIENCE_S, check=False
+        command, input=stdin, capture_output=True, text=True, env=env, timeout=PATIENCE_S, check=False
     )
 
 

@@ -22,7 +22,6 @@ def add(commands: Any) -> None:
     make = actions.add_parser("add", help="make a key for a user; it is printed once and kept nowhere")
     make.add_argument("user", metavar="USER", help="whose requests are those that come with it")
     make.add_argument("--rights", default="own", metavar="|".join(keys.RIGHTS), help="what it lets them do (own)")
-    make.add_argument("--weight", type=float, help="share under the policy fair; 1 without it")
     for limit in quota_config.LIMITS:
         make.add_argument(f"--{limit.replace('_', '-')}", metavar="N", type=_number, help=f"quota: {limit}")
     make.set_defaults(handler=_add)
@@ -43,10 +42,10 @@ def _add(args: argparse.Namespace) -> int:
     limits = {name: value for name in quota_config.LIMITS if (value := getattr(args, name)) is not None}
     quota_config.quota(limits, Quota(), "the command line")
     try:
-        user, right, weight = keys.check_user(args.user), Right.parse(args.rights), keys.check_weight(args.weight)
+        user, right = keys.check_user(args.user), Right.parse(args.rights)
     except ValueError as exc:
         raise InvalidRequest(str(exc)) from None
-    keys.write(home, [*(keys.read(home) or ()), Key(keys.digest_of(secret), user, right, weight, limits)])
+    keys.write(home, [*(keys.read(home) or ()), Key(keys.digest_of(secret), user, right, limits)])
     print(secret)
     return 0
 
@@ -56,13 +55,13 @@ def _list(args: argparse.Namespace) -> int:
     if args.json:
         output.json(rows)
     else:
-        names = ("id", "user", "rights", "weight", *quota_config.LIMITS)
+        names = ("id", "user", "rights", *quota_config.LIMITS)
         output.table(names, [[row[name] for name in names] for row in rows])
     return 0
 
 
 def _row(key: Key) -> dict[str, Any]:
-    named = {"id": key.digest[:ID_DIGITS], "user": key.user, "rights": str(key.right), "weight": key.weight}
+    named = {"id": key.digest[:ID_DIGITS], "user": key.user, "rights": str(key.right)}
     return named | {name: key.limits.get(name) for name in quota_config.LIMITS}
 
 
