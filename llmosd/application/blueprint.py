@@ -95,6 +95,7 @@ class Blueprint:
             threads=self.threads,
             spin=self.config.spin,
             kv_format=self.kv_format,
+            strict=self.config.strict,
         )
         transfers = None
         if file is not None:

@@ -53,7 +53,9 @@ class PagedModel:
         threads: int,
         spin: bool,
         kv_format: KvFormat,
+        strict: bool = False,
     ) -> None:
+        """`strict`: what a token gets does not depend on the tokens beside it in a run."""
         check_kv_format(backend, kv_format)
         self.geometry = geometry
         self.backend: Backend = backend
@@ -61,7 +63,7 @@ class PagedModel:
         self.kv_format: KvFormat = kv_format
         self.pages, self.page_tokens, self.threads = pages, page_tokens, threads
         self.draws = backend == "native"  # a run can draw tokens too
-        self._open_session = partial(open_session, graph, backend, kv_format, threads, spin)
+        self._open_session = partial(open_session, graph, backend, kv_format, threads, spin, strict)
         self._pool: Pool
         self._rows: HostRows | None = None
         if backend == "cuda":
@@ -91,6 +93,7 @@ class PagedModel:
         threads: int,
         spin: bool,
         kv_format: KvFormat = "float16",
+        strict: bool = False,
     ) -> PagedModel:
         """Load the graph of a variant that has been built (`importer.ensure_graph`)."""
         graph = model.graph(variant_name(backend, weights))
@@ -106,6 +109,7 @@ class PagedModel:
             threads=threads,
             spin=spin,
             kv_format=kv_format,
+            strict=strict,
         )
 
     @property

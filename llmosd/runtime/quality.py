@@ -39,10 +39,11 @@ class Format:
     backend: Backend
     weights: WeightFormat
     kv: KvFormat
+    strict: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.backend}, {self.weights} weights, {self.kv} K/V"
+        return f"{self.backend}, {self.weights} weights, {self.kv} K/V" + (", strict" if self.strict else "")
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,11 @@ def formats() -> tuple[Format, list[Format]]:
         return Format("gather", "float32", "float32"), [stock, Format("gather", "float32", "float16")]
     kinds: tuple[KvFormat, ...] = get_args(KvFormat)
     default = choose_kv_format("native", "auto")
+    # Elsewhere strict gives the same bits.
+    exact = [Format("native", "file", default, strict=True)] if native.status().isa == "amx" else []
     return Format("native", "float32", "float32"), [
         *(Format("native", "file", kind) for kind in sorted(kinds, key=lambda kind: kind != default)),
+        *exact,
         Format("native", "float32", "float16"),
         stock,
     ]
@@ -113,6 +117,7 @@ def score(model: InstalledModel, how: Format, text: NDArray[np.int64], threads: 
         threads=threads,
         spin=True,
         kv_format=how.kv,
+        strict=how.strict,
     )
     rows = []
     for done, window in enumerate(text):

@@ -108,8 +108,10 @@ class BoundSession:
         del self._binding, self.inference
 
 
-def open_session(graph: Path, backend: Backend, kv_format: KvFormat, threads: int, spin: bool) -> ort.InferenceSession:
-    """Raises ModelError where the graph cannot be loaded."""
+def open_session(
+    graph: Path, backend: Backend, kv_format: KvFormat, threads: int, spin: bool, strict: bool
+) -> ort.InferenceSession:
+    """`strict`: a row's results do not depend on the rows beside it. Raises ModelError where it cannot be loaded."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -121,7 +123,7 @@ def open_session(graph: Path, backend: Backend, kv_format: KvFormat, threads: in
     if backend == "native":
         native.register(options)
     try:
-        model = _specialised(graph, kv_format, threads)
+        model = _specialised(graph, kv_format, threads, strict)
         if backend == "native":
             _add_draw(model, threads)
         return ort.InferenceSession(
@@ -135,8 +137,8 @@ def _ort_value(value: Bindable) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
-def _specialised(graph: Path, kv_format: KvFormat, threads: int) -> onnx.ModelProto:
-    """The stored graph with this session's thread count and K/V type written in."""
+def _specialised(graph: Path, kv_format: KvFormat, threads: int, strict: bool) -> onnx.ModelProto:
+    """The stored graph with this session's thread count, K/V type and exactness written in."""
     model = onnx.load(graph, load_external_data=False)
     for value in model.graph.input:
         if value.name.startswith(("key_cache.", "value_cache.")):
@@ -146,10 +148,17 @@ def _specialised(graph: Path, kv_format: KvFormat, threads: int) -> onnx.ModelPr
             size.dim_value = width(size.dim_value, kv_format)
     for node in model.graph.node:
         if node.domain == LLMOS:
-            for attribute in node.attribute:
-                if attribute.name == "threads":
-                    attribute.i = threads
+            _set(node, threads=threads)
+            if node.op_type == "QLinear":
+                _set(node, exact=int(strict))
     return model
+
+
+def _set(node: onnx.NodeProto, **integers: int) -> None:
+    kept = [attribute for attribute in node.attribute if attribute.name not in integers]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+    node.attribute.extend(helper.make_attribute(name, value) for name, value in integers.items())
 
 
 def _add_draw(model: onnx.ModelProto, threads: int) -> None:

@@ -76,6 +76,29 @@ def test_the_largest_codes_do_not_overflow(bits: int, sign: int) -> None:
     np.testing.assert_array_equal(y, float(sign * 127 * int(codes[0, 0]) * 32 * blocks))
 
 
+many_rows = st.tuples(st.integers(32, 100), st.integers(1, 30), st.integers(1, 70))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from([4, 8]), many_rows, st.integers(1, 3), seeds)
+def test_what_need_not_be_exact_is_within_the_rounding_of_bfloat16_or_int8(
+    bits: int, shape: tuple[int, int, int], threads: int, seed: int
+) -> None:
+    rows, blocks, columns = shape
+    rng = np.random.default_rng(seed)
+    x = (rng.standard_normal((rows, 32 * blocks)) * 10.0 ** rng.integers(-3, 4, (rows, 1))).astype(np.float32)
+    packed, weight = quantised_weights(bits, columns, blocks, rng)
+    shape_of = {"N": columns, "K": 32 * blocks, "bits": bits, "exact": 0}
+    y = run("QLinear", [x, *packed], threads=threads, **shape_of)
+    magnitude = np.abs(x).astype(np.float64) @ np.abs(weight).T
+    steps = np.repeat(np.abs(x.reshape(rows, blocks, 32)).max(-1) / 127, 32, axis=1).astype(np.float64)
+    rounding = np.maximum(2.01 * 2.0**-8 * magnitude, (steps / 2 * 1.001) @ np.abs(weight).T)
+    sums = 64 * EPSILON * blocks * magnitude + 1e-5 * 3 * np.abs(x).sum(-1, keepdims=True)
+    assert (np.abs(y - x.astype(np.float64) @ weight.T) <= rounding + sums).all()
+    some = run("QLinear", [x[-32:], *packed], threads=1, **shape_of)
+    assert some.tobytes() == y[-32:].tobytes(), "a row's bits depend on its place among many"
+
+
 @settings(max_examples=30, deadline=None)
 @given(shapes, st.integers(1, 3), seeds)
 def test_linear_matches_float64(shape: tuple[int, int, int], threads: int, seed: int) -> None:

@@ -47,6 +47,7 @@ def paged(model: InstalledModel) -> PagedModel:
         page_tokens=PAGE_TOKENS,
         threads=2,
         spin=False,
+        strict=True,
         kv_format=choose_kv_format("native", "auto"),
     )
 

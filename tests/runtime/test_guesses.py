@@ -46,7 +46,9 @@ def paged(model: InstalledModel) -> Iterator[PagedModel]:
     if backend != "native":
         pytest.skip("equal tokens need the native operators, which cannot be built here")
     ensure_graph(model, "native", "file", lambda stage, done, total: None)
-    paged = PagedModel.load(model, backend="native", weights="file", pages=100, page_tokens=16, threads=2, spin=False)
+    paged = PagedModel.load(
+        model, backend="native", weights="file", pages=100, page_tokens=16, threads=2, spin=False, strict=True
+    )
     yield paged
     paged.close()
 

@@ -164,7 +164,14 @@ class Desk:
 
     def __init__(self, model: InstalledModel, directory: Path) -> None:
         self.model = PagedModel.load(
-            model, backend="native", weights="file", pages=32, page_tokens=PAGE_TOKENS, threads=2, spin=False
+            model,
+            backend="native",
+            weights="file",
+            pages=32,
+            page_tokens=PAGE_TOKENS,
+            threads=2,
+            spin=False,
+            strict=True,
         )
         assert self.model.page_bytes is not None
         self.transfers = PageTransfers(self.model.page_bytes, SwapFile(directory, SLOTS, self.model.page_bytes.size))

@@ -135,7 +135,7 @@ def paged(model: InstalledModel) -> PagedModel:
         pytest.skip("bits are compared, which needs the native operators")
     ensure_graph(model, "native", "file", lambda stage, done, total: None)
     return PagedModel.load(
-        model, backend="native", weights="file", pages=POOL, page_tokens=PAGE_TOKENS, threads=2, spin=False
+        model, backend="native", weights="file", pages=POOL, page_tokens=PAGE_TOKENS, threads=2, spin=False, strict=True
     )
 
 

@@ -34,7 +34,9 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl"]
 X86_PROBE = "#include <immintrin.h>\n__m256i probe(__m256i x) {{ return {}(x, x, x); }}\n"
 AMX_PROBE = """#include <immintrin.h>
-void probe() { asm volatile("tilezero %tmm0; tdpbsud %tmm3, %tmm2, %tmm0; tilerelease"); }
+void probe() {
+  asm volatile("tilezero %tmm0; tdpbsud %tmm3, %tmm2, %tmm0; tdpbf16ps %tmm3, %tmm2, %tmm0; tilerelease");
+}
 """
 # What a compiler must be able to compile, beside knowing the flags, to build a set that is not for every compiler.
 PROBES = {
@@ -76,7 +78,7 @@ def instruction_sets() -> dict[str, list[str]]:
     machine = platform.machine().lower()
     if machine in ("x86_64", "amd64"):
         return {
-            "amx": [*AVX2, *AVX512, "-mavx512vnni", "-mamx-tile", "-mamx-int8"],
+            "amx": [*AVX2, *AVX512, "-mavx512vnni", "-mamx-tile", "-mamx-int8", "-mamx-bf16"],
             "avx512vnni": [*AVX2, *AVX512, "-mavx512vnni"],
             "avxvnni": [*AVX2, "-mavxvnni"],
             "avx2": AVX2,

@@ -76,13 +76,15 @@ float Attributes::real(const char* name) const {
   return value;
 }
 
-int Attributes::threads() const {
-  int64_t value = 1;
-  if (OrtStatus* absent = api->KernelInfoGetAttribute_int64(info_, "threads", &value)) {
+int64_t Attributes::integer_or(const char* name, int64_t fallback, int64_t low, int64_t high) const {
+  int64_t value = fallback;
+  if (OrtStatus* absent = api->KernelInfoGetAttribute_int64(info_, name, &value)) {
     api->ReleaseStatus(absent);
-    return 1;
+    return fallback;
   }
-  return int(integer("threads", 1, kMaxThreads));
+  return integer(name, low, high);
 }
+
+int Attributes::threads() const { return int(integer_or("threads", 1, 1, kMaxThreads)); }
 
 }  // namespace llmos

@@ -73,6 +73,7 @@ class Attributes {
 
   int64_t integer(const char* name, int64_t low, int64_t high) const;  // required, within [low, high]
   float real(const char* name) const;
+  int64_t integer_or(const char* name, int64_t fallback, int64_t low, int64_t high) const;
   int threads() const;  // 1 unless given
 
  private:

@@ -2,6 +2,9 @@
 #include "attention.h"
 #include "distribution.h"
 #include "quantised.h"
+#if defined(__AMX_BF16__)
+#include "tiles_bf16.h"
+#endif
 
 #define LLMOS_NAME_(isa) #isa
 #define LLMOS_NAME(isa) LLMOS_NAME_(isa)
@@ -47,13 +50,16 @@ void swiglu(const float* gate, const float* up, int64_t count, float* out) {
 
 #if defined(__AMX_INT8__)
 constexpr auto linear4 = quantised_by_tiles<4>, linear8 = quantised_by_tiles<8>;
+constexpr auto rounded4 = rounded<4>, rounded8 = rounded<8>;
 #else
 constexpr auto linear4 = quantised<4>, linear8 = quantised<8>;
+constexpr decltype(Kernels::round_row) round_row = nullptr;
+constexpr decltype(Kernels::rounded4) rounded4 = nullptr, rounded8 = nullptr;
 #endif
 
 extern const Kernels table;
 const Kernels table = {LLMOS_NAME(LLMOS_ISA), rotate_and_store_any, attend,   merge,  quantise_row,
-                       linear4,               linear8,              linear32, swiglu, survey, weigh};
+                       linear4,               linear8,              round_row, rounded4, rounded8, linear32, swiglu, survey, weigh};
 
 }  // namespace LLMOS_ISA
 }  // namespace llmos

@@ -87,6 +87,12 @@ struct Kernels {
                   float* y);
   void (*linear8)(const QuantisedWeights&, const Activations&, int64_t rows, int64_t group_begin, int64_t group_end,
                   float* y);
+  // Null where they would not be faster: many rows, weights and activations as bfloat16. A tile is 16 rows × 32 elements.
+  void (*round_row)(const float* x, int64_t k, int64_t row, uint32_t* tiles);
+  void (*rounded4)(const QuantisedWeights&, const uint32_t* tiles, int64_t rows, int64_t group_begin, int64_t group_end,
+                   float* y);
+  void (*rounded8)(const QuantisedWeights&, const uint32_t* tiles, int64_t rows, int64_t group_begin, int64_t group_end,
+                   float* y);
   void (*linear32)(const float* weight, const float* x, int rows, int64_t columns, int64_t k, int64_t panel_begin,
                    int64_t panel_end, float* y);
   void (*swiglu)(const float* gate, const float* up, int64_t count, float* out);

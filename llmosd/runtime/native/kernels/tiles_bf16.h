@@ -1,0 +1,179 @@
+// Block-quantised weights times float32 activations on AMX's bfloat16 tiles, for many rows: weights become bfloat16 once
+// for all of them, and nothing is left to do between blocks.
+//
+// Both sides are rounded to 8 bits of mantissa; sums are float32, one chain in ascending order of blocks for every row.
+// These are other bits than those of quantised.h.
+#pragma once
+
+#include "vector.h"
+
+namespace llmos {
+namespace LLMOS_ISA {
+
+constexpr int kSide = 16;          // rows, columns and pairs of a tile
+constexpr int kRoundedDepth = 12;  // blocks whose weights lie unpacked: activations pass by in the same first-level cache
+constexpr int kStripeGroups = 4;   // groups of columns that make up two tiles
+constexpr int64_t kTileElements = kSide * kSide;
+
+// 16 × 16 pairs: of activations by row, of weights by column. A pair is elements i and i + 16 of a block.
+using PairTile = uint32_t[kSide][kSide];
+
+inline __m512i pairs(F low, F high) {  // to nearest, ties away from zero
+  const __m512i half = _mm512_set1_epi32(0x8000), upper = _mm512_set1_epi32(int(0xffff0000));
+  const __m512i a = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(low), half), 16);
+  const __m512i b = _mm512_add_epi32(_mm512_castps_si512(high), half);
+  constexpr int kSelectOr = 0xf8;  // a | (b & upper)
+  return _mm512_ternarylogic_epi32(a, b, upper, kSelectOr);
+}
+
+// One row into its place in tiles [rows / 16, k / 32].
+inline void round_row(const float* x, int64_t k, int64_t row, uint32_t* tiles) {
+  uint32_t* to = tiles + row / kSide * (k / kBlock) * kTileElements + row % kSide * kSide;
+  for (int64_t b = 0; b < k / kBlock; ++b, x += kBlock, to += kTileElements)
+    _mm512_storeu_si512(to, pairs(load(x), load(x + kSide)));
+}
+
+// One block of two column groups that lie `stride` apart, packed as quantised.h describes it.
+template <int kBits>
+inline void round_block(const uint8_t* codes, int64_t code_stride, const Half* scales, int64_t scale_stride,
+                        PairTile& to) {
+  const F scale = load_groups(scales, scale_stride);
+  if constexpr (kBits == 4) {
+    const F minimum = load_groups(scales + kColumns, scale_stride);
+    const F values = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (int j = 0; j < 4; ++j) {
+      const Bytes bytes = load_groups(codes + j * kBlock, code_stride);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {  // a look-up counts the lowest 4 bits of its index only
+        const F low = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 8 * i), values);
+        const F high = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 8 * i + 4), values);
+        _mm512_store_si512(to[4 * j + i], pairs(fma(scale, low, minimum), fma(scale, high, minimum)));
+      }
+    }
+  } else {
+    for (int j = 0; j < 4; ++j) {
+      const Bytes low = load_groups(codes + j * kBlock, code_stride);
+      const Bytes high = load_groups(codes + (j + 4) * kBlock, code_stride);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const auto value = [&](Bytes bytes) {
+          return mul(scale, _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(bytes, 24 - 8 * i), 24)));
+        };
+        _mm512_store_si512(to[4 * j + i], pairs(value(low), value(high)));
+      }
+    }
+  }
+}
+
+// Tile registers: 0 to 3 hold sums, 4 and 5 activations, 6 and 7 weights.
+class PairTiles {
+ public:
+  PairTiles() {
+    struct alignas(kCacheLine) {
+      uint8_t palette = 1, start = 0, unused[14] = {};
+      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {kSide, kSide, kSide, kSide, kSide, kSide, kSide, kSide};
+    } const shape;
+    static_assert(sizeof shape == 64);
+    asm volatile("ldtilecfg %0" : : "m"(shape));
+  }
+  ~PairTiles() { asm volatile("tilerelease" : : : "memory"); }
+  PairTiles(const PairTiles&) = delete;
+  PairTiles& operator=(const PairTiles&) = delete;
+};
+
+#define LLMOS_TILE_LOAD(tile, at, stride) \
+  asm volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(at), "r"(int64_t(stride)) : "memory")
+#define LLMOS_TILE_STORE(tile, at, stride) \
+  asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(at), "r"(int64_t(stride)) : "memory")
+#define LLMOS_TILE_MULTIPLY(sums, a, b) asm volatile("tdpbf16ps %tmm" #b ", %tmm" #a ", %tmm" #sums)
+
+// y[16·kHeight rows × 16·kWidth columns] = or += the product over `count` blocks; `depth` is the blocks of a whole row.
+template <int kHeight, int kWidth, bool kAccumulate>
+inline void multiply_pairs(const uint32_t* x, int64_t depth, const PairTile (*weights)[2], int count, float* y,
+                           int64_t y_stride) {
+  const int64_t line = y_stride * int64_t(sizeof(float));
+  float* const below = y + kSide * y_stride;
+  const uint32_t* const x_below = x + depth * kTileElements;
+  if constexpr (kAccumulate) {
+    LLMOS_TILE_LOAD(0, y, line);
+    if constexpr (kWidth == 2) LLMOS_TILE_LOAD(1, y + kSide, line);
+    if constexpr (kHeight == 2) LLMOS_TILE_LOAD(2, below, line);
+    if constexpr (kHeight == 2 && kWidth == 2) LLMOS_TILE_LOAD(3, below + kSide, line);
+  } else {
+    asm volatile("tilezero %tmm0\n\ttilezero %tmm1\n\ttilezero %tmm2\n\ttilezero %tmm3");
+  }
+  for (int b = 0; b < count; ++b) {
+    LLMOS_TILE_LOAD(4, x + b * kTileElements, kCacheLine);
+    LLMOS_TILE_LOAD(6, weights[b][0], kCacheLine);
+    LLMOS_TILE_MULTIPLY(0, 4, 6);
+    if constexpr (kWidth == 2) {
+      LLMOS_TILE_LOAD(7, weights[b][1], kCacheLine);
+      LLMOS_TILE_MULTIPLY(1, 4, 7);
+    }
+    if constexpr (kHeight == 2) {
+      LLMOS_TILE_LOAD(5, x_below + b * kTileElements, kCacheLine);
+      LLMOS_TILE_MULTIPLY(2, 5, 6);
+      if constexpr (kWidth == 2) LLMOS_TILE_MULTIPLY(3, 5, 7);
+    }
+  }
+  LLMOS_TILE_STORE(0, y, line);
+  if constexpr (kWidth == 2) LLMOS_TILE_STORE(1, y + kSide, line);
+  if constexpr (kHeight == 2) LLMOS_TILE_STORE(2, below, line);
+  if constexpr (kHeight == 2 && kWidth == 2) LLMOS_TILE_STORE(3, below + kSide, line);
+}
+
+#undef LLMOS_TILE_LOAD
+#undef LLMOS_TILE_STORE
+#undef LLMOS_TILE_MULTIPLY
+
+// As many of 32 rows and 32 columns as exist, over blocks [from, from + count) of `depth`.
+inline void multiply_part(const uint32_t* x, int64_t depth, const PairTile (*weights)[2], int64_t from, int count,
+                          float* y, int64_t y_stride, int rows, int columns) {
+  const bool tall = rows > kSide, wide = columns > kSide;
+  alignas(kCacheLine) float aside[2 * kSide][2 * kSide];
+  const bool whole = rows % kSide == 0 && columns % kSide == 0;
+  float* const to = whole ? y : aside[0];
+  const int64_t stride = whole ? y_stride : 2 * kSide;
+  if (!whole && from)
+    for (int r = 0; r < rows; ++r) std::memcpy(aside[r], y + r * y_stride, columns * sizeof(float));
+  const auto call = [&](auto run) { run(x + from * kTileElements, depth, weights, count, to, stride); };
+  if (from)
+    tall ? wide ? call(multiply_pairs<2, 2, true>) : call(multiply_pairs<2, 1, true>)
+         : wide ? call(multiply_pairs<1, 2, true>) : call(multiply_pairs<1, 1, true>);
+  else
+    tall ? wide ? call(multiply_pairs<2, 2, false>) : call(multiply_pairs<2, 1, false>)
+         : wide ? call(multiply_pairs<1, 2, false>) : call(multiply_pairs<1, 1, false>);
+  if (!whole)
+    for (int r = 0; r < rows; ++r) std::memcpy(y + r * y_stride, aside[r], columns * sizeof(float));
+}
+
+// Column groups [begin, end) of all rows; `x` holds whole tiles, whatever is in the rows beyond the last.
+template <int kBits>
+void rounded(const QuantisedWeights& weights, const uint32_t* x, int64_t rows, int64_t begin, int64_t end, float* y) {
+  constexpr int kCodes = kColumns * kBlock * kBits / 8, kScales = kColumns * (kBits == 4 ? 2 : 1);
+  const int64_t blocks = weights.k / kBlock, parts = (blocks + kRoundedDepth - 1) / kRoundedDepth;
+  alignas(kCacheLine) PairTile unpacked[kRoundedDepth][2];
+  const PairTiles tiles;
+  for (int64_t g = begin; g < end; g += kStripeGroups) {
+    const int64_t groups = smaller<int64_t>(kStripeGroups, end - g);
+    const int columns = int(smaller<int64_t>(groups * kColumns, weights.columns - g * kColumns));
+    for (int64_t i = 0; i < parts; ++i) {
+      const int64_t from = blocks * i / parts;
+      const int count = int(blocks * (i + 1) / parts - from);
+      for (int64_t half = 0; 2 * half < groups; ++half) {
+        const int64_t first = (g + 2 * half) * blocks + from, apart = 2 * half + 1 < groups ? blocks : 0;
+        for (int b = 0; b < count; ++b)
+          round_block<kBits>(weights.codes + (first + b) * kCodes, apart * kCodes, weights.scales + (first + b) * kScales,
+                             apart * kScales, unpacked[b][half]);
+      }
+      for (int64_t r = 0; r < rows; r += 2 * kSide)
+        multiply_part(x + r / kSide * blocks * kTileElements, blocks, unpacked, from, count,
+                      y + r * weights.columns + g * kColumns, weights.columns,
+                      int(smaller<int64_t>(2 * kSide, rows - r)), columns);
+    }
+  }
+}
+
+}  // namespace LLMOS_ISA
+}  // namespace llmos
