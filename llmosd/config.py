@@ -126,6 +126,9 @@ class Config:
         300, "seconds after which a paused request is cancelled if its client has read nothing", range_=POSITIVE
     )
     readonly: bool = _option(False, "let nobody control requests, models or policy over HTTP and MQTT")
+    file_retention: int = _option(
+        30, "days for which uploaded files, and what batches gave, are kept", range_=range(1, 3651)
+    )
     log_prompts: bool = _option(False, "show and store the beginning of each prompt")
     log_level: str = _option("info", "least severe log line", choices=("debug", "info", "warning", "error"))
     quotas: Quotas = UNLIMITED
@@ -138,6 +141,10 @@ class Config:
     @property
     def database(self) -> Path:
         return self.home / "llmos.db"
+
+    @property
+    def files(self) -> Path:
+        return self.home / "files"
 
     @property
     def hibernated(self) -> Path:

@@ -9,12 +9,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
 import msgspec
 
+from llmosd.application.batch.job import Batch, StoredFile
 from llmosd.application.listing import RequestDetail, RequestInfo
 from llmosd.application.memory import MemoryInfo
 from llmosd.errors import (
@@ -126,6 +127,38 @@ class Client:
     def hibernate_all(self) -> list[RequestInfo]:
         return self._call("POST", "/v1/hibernate", _Requests, timeout=_DURABLE).data
 
+    def upload(self, name: str, contents: BinaryIO) -> StoredFile:
+        """A file of requests, for a batch."""
+        files, data = {"file": (name, contents)}, {"purpose": "batch"}
+        return self._call("POST", "/v1/files", StoredFile, files=files, data=data, timeout=_DURABLE)
+
+    def contents(self, file: str) -> Iterator[bytes]:
+        """Of a file, piece by piece."""
+        with (
+            _reaching(self.url),
+            self._http.stream("GET", f"/v1/files/{quote(file, safe='')}/content", timeout=_DURABLE) as response,
+        ):
+            if response.is_error:
+                response.read()
+                raise _error(response)
+            yield from response.iter_bytes()
+
+    def create_batch(self, file: str, endpoint: str, window: str) -> Batch:
+        body = {"input_file_id": file, "endpoint": endpoint, "completion_window": window}
+        return self._call("POST", "/v1/batches", Batch, json=body)
+
+    def batches(self) -> list[Batch]:
+        """Youngest first."""
+        found, params, more = list[Batch](), {"limit": "100"}, True
+        while more:
+            page = self._call("GET", "/v1/batches", _Batches, params=params)
+            found += page.data
+            params["after"], more = page.last_id or "", page.has_more
+        return found
+
+    def cancel_batch(self, id: str) -> Batch:
+        return self._call("POST", f"/v1/batches/{quote(id, safe='')}/cancel", Batch)
+
     def models(self) -> list[str]:
         return [model["id"] for model in self._call("GET", "/v1/models", _Models).data]
 
@@ -204,6 +237,12 @@ class AsyncClient:
 
 class _Requests(msgspec.Struct):
     data: list[RequestInfo]
+
+
+class _Batches(msgspec.Struct):
+    data: list[Batch]
+    has_more: bool
+    last_id: str | None
 
 
 class _Models(msgspec.Struct):

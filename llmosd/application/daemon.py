@@ -21,6 +21,9 @@ from starlette.applications import Starlette
 from llmosd.application import instance, keys
 from llmosd.application.access import Access
 from llmosd.application.assembly import Assembly
+from llmosd.application.batch.batches import Batches
+from llmosd.application.batch.files import DAY_S, Files
+from llmosd.application.batch.ledger import Ledger
 from llmosd.application.blueprint import Blueprint
 from llmosd.application.broker import ensure_broker
 from llmosd.application.bus import Bus
@@ -34,6 +37,7 @@ from llmosd.application.gauges import offer_metrics
 from llmosd.application.hibernation import Hibernation
 from llmosd.application.http.app import create_app
 from llmosd.application.http.generation import Backing
+from llmosd.application.http.line_post import LinePost
 from llmosd.application.http.metrics import Metrics
 from llmosd.application.instance import Record
 from llmosd.application.lag import LoopLag
@@ -47,6 +51,7 @@ from llmosd.config import Config
 from llmosd.errors import LlmosError
 from llmosd.hardware.probes import HostProbe
 from llmosd.runtime.installed import InstalledModel, find
+from llmosd.system.limits import Limits
 from llmosd.wire import Status
 
 log = logging.getLogger(__name__)
@@ -122,6 +127,7 @@ class Daemon:
         store = await Store.open(config.database)
         try:
             await self._build(assembly, store)
+            await self._batches.open()
             await self._serve(listener, signals)
         finally:
             await store.close()
@@ -149,14 +155,25 @@ class Daemon:
         self._service.subscribe(self._metrics.observe)
         models = Models(self._service, *assembly.served, open=assembly.open, installed=assembly.installed)
         self._hibernation = Hibernation(config.hibernated, self._service, models, self._events, store.record_restored)
-        self._server = HttpServer(self._app(models))
+        backing = Backing(self._service, self._hibernation, models, config.log_prompts)
+        self._batches = self._make_batches(backing, store, plan.limits)
+        self._server = HttpServer(self._app(backing))
         offer_metrics(self._metrics, self._lag, self._bus, store, self._service)
         await asyncio.to_thread(self._engine.start)
         log.info("%s on %s, %s: %s; %s", config.model, plan.device, plan.backend, plan.why, plan.limits)
 
-    def _app(self, models: Models) -> Starlette:
+    def _make_batches(self, backing: Backing, store: Store, limits: Limits) -> Batches:
+        """Their lines may run in all slots when nobody else is there, and never fill more than half of the queue."""
+        config, kept_s = self._config, self._config.file_retention * DAY_S
+        ledger = Ledger(store, config.database)
+        places = max(1, min(limits.slots, limits.queue_limit // 2))
+        files, post = Files(config.files, ledger, kept_s), LinePost(backing)
+        return Batches(files, ledger, self._service, post, self._events, places=places, kept_s=kept_s)
+
+    def _app(self, backing: Backing) -> Starlette:
         return create_app(
-            Backing(self._service, self._hibernation, models, self._config.log_prompts),
+            backing,
+            self._batches,
             access=self._access,
             host=self._config.host,
             registry=self._metrics.registry,
@@ -193,15 +210,17 @@ class Daemon:
                 await self._server.ready.wait()
                 await self._hibernation.restore()
                 self._begin(start)
+                batches = start("batches", self._batches.run())
                 await signals.asked.wait()
                 await self._drain(signals)
                 telemetry.cancel()
                 self._service.stop()
                 await engine
                 await self._hibernation.settled()
+                await self._batches.settled()
                 self._server.close()
                 await http
-                for task in (lag, bus, answers):
+                for task in (lag, bus, answers, batches):
                     task.cancel()
         finally:
             self._service.stop()

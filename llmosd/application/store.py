@@ -43,6 +43,8 @@ PRUNE_S = 60.0
 PENDING_LIMIT = 10_000  # rows kept for a retry while the database cannot be written
 FREE_PAGES = 1000  # kept for reuse; more are given back to the file system
 
+Statement = tuple[str, Row]
+
 
 @dataclass(slots=True)
 class _Pending:
@@ -53,6 +55,7 @@ class _Pending:
     frames: list[Row] = field(default_factory=list)
     samples: list[Row] = field(default_factory=list)
     events: list[Row] = field(default_factory=list)
+    others: list[Statement] = field(default_factory=list)
     waiting: list[asyncio.Future[None]] = field(default_factory=list)
 
     def statements(self) -> list[tuple[str, Iterable[Row]]]:
@@ -63,7 +66,8 @@ class _Pending:
             (PUT_SAMPLE, self.samples),
             (PUT_EVENT, self.events),
         )
-        return [(statement, values) for statement, values in rows if values]
+        others = [(statement, (values,)) for statement, values in self.others]
+        return [*((statement, values) for statement, values in rows if values), *others]
 
 
 class Store:
@@ -98,6 +102,12 @@ class Store:
         """The same for a request of an earlier daemon, which is live again."""
         committed = self._commit_soon()
         self._pending.restored.append(request_row(view))
+        await committed
+
+    async def write(self, *statements: Statement) -> None:
+        """The same for statements of any kind, all or none, in their order. Raises StoreError."""
+        committed = self._commit_soon()
+        self._pending.others += statements
         await committed
 
     def add_events(self, events: Iterable[Event]) -> None:
@@ -137,7 +147,7 @@ class Store:
     def _commit_soon(self) -> asyncio.Future[None]:
         """Done with the next commit."""
         if self._closing:
-            raise StoreError("the request cannot be recorded: the daemon is stopping")
+            raise StoreError("nothing can be recorded any more: the daemon is stopping")
         committed = asyncio.get_running_loop().create_future()
         self._pending.waiting.append(committed)
         self._wake.set()
@@ -187,7 +197,7 @@ class Store:
         """Requests are written with the next transaction; telemetry of this one is lost and counted."""
         for future in pending.waiting:
             if not future.done():
-                future.set_exception(StoreError(f"the request cannot be recorded: {exc}"))
+                future.set_exception(StoreError(f"it cannot be recorded: {exc}"))
         self.lost += len(pending.frames) + len(pending.events)
         if len(pending.requests) + len(self._pending.requests) <= PENDING_LIMIT:
             self._pending.requests = pending.requests | self._pending.requests

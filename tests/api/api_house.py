@@ -16,6 +16,9 @@ import httpx
 import openai
 
 from llmosd.application.access import Access
+from llmosd.application.batch.batches import Batches
+from llmosd.application.batch.files import DAY_S, Files
+from llmosd.application.batch.ledger import Ledger
 from llmosd.application.client import Client
 from llmosd.application.engine import Batch, Command, ThreadEngine
 from llmosd.application.eventlog import EventLog
@@ -23,12 +26,14 @@ from llmosd.application.flow import BackPressure
 from llmosd.application.hibernation import Hibernation
 from llmosd.application.http.app import create_app
 from llmosd.application.http.generation import Backing
+from llmosd.application.http.line_post import LinePost
 from llmosd.application.http.metrics import Metrics
 from llmosd.application.image import Numerics
 from llmosd.application.models import ModelCard, Models, ServedModel
 from llmosd.application.prompts import Prompts
 from llmosd.application.server import HttpServer, listen
 from llmosd.application.service import Phase, Service
+from llmosd.application.store import Store
 from llmosd.errors import NotFound, StepError
 from llmosd.prediction.cost_executor import CostModel, CostModelExecutor, ManualClock
 from llmosd.runtime.chat_template import ChatTemplate
@@ -164,6 +169,7 @@ class House:
     batches: list[Batch]
     http: httpx.AsyncClient
     ai: openai.AsyncOpenAI
+    jobs: Batches
 
     def client(self) -> Client:
         """Blocking: to be used from another thread."""
@@ -196,6 +202,13 @@ class House:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
+def make_batches(home: Path, store: Store | None, backing: Backing, events: EventLog) -> Batches:
+    """Two lines at a time. Without a store nobody may use them."""
+    ledger = Ledger(store, home / "llmos.db")  # type: ignore[arg-type]
+    files, post = Files(home / "files", ledger, 30 * DAY_S), LinePost(backing)
+    return Batches(files, ledger, backing.service, post, events, places=2, kept_s=30 * DAY_S)
+
+
 @asynccontextmanager
 async def open_house(
     length: Callable[[SequenceStart], int] = lambda start: 10**9,
@@ -212,11 +225,27 @@ async def open_house(
 ) -> AsyncIterator[House]:
     """`length` says how many tokens a sequence generates, at most its max_tokens. What `home` has is restored."""
     with TemporaryDirectory() as scratch:
+        store = await Store.open(home / "llmos.db") if home else None
         home = home or Path(scratch)
-        async with _open_house(
-            length, limits, log_prompts, speculation, prefixes, home, numerics, quotas, others, back_pressure, readonly
-        ) as house:
-            yield house
+        try:
+            async with _open_house(
+                length,
+                limits,
+                log_prompts,
+                speculation,
+                prefixes,
+                home,
+                numerics,
+                quotas,
+                others,
+                back_pressure,
+                readonly,
+                store,
+            ) as house:
+                yield house
+        finally:
+            if store:
+                await store.close()
 
 
 @asynccontextmanager
@@ -232,6 +261,7 @@ async def _open_house(
     others: Mapping[str, ModelEntry],
     back_pressure: BackPressure,
     readonly: bool,
+    store: Store | None,
 ) -> AsyncIterator[House]:
     clock, loop = ManualClock(), asyncio.get_running_loop()
     executor = LettersExecutor(length, clock)
@@ -275,8 +305,10 @@ async def _open_house(
     service.subscribe(batches.append)
     access = Access(home, readonly=readonly)
     backing = Backing(service, hibernation, models, log_prompts)
+    jobs = make_batches(home, store, backing, events)
     app = create_app(
         backing,
+        jobs,
         access=access,
         host="127.0.0.1",
         registry=metrics.registry,
@@ -288,6 +320,9 @@ async def _open_house(
     engine.start()
     await hibernation.restore()
     service.phase = Phase.SERVING
+    if store:
+        await jobs.open()
+    working = asyncio.create_task(jobs.run())
     serving = asyncio.create_task(server.run_on(listener))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
@@ -310,6 +345,7 @@ async def _open_house(
                 batches,
                 http,
                 ai,
+                jobs,
             )
             await house.until(lambda: server.started)
             yield house
@@ -317,8 +353,10 @@ async def _open_house(
         executor.gate.set()
         server.close()
         await serving
-        engine.stop(drain=False)
+        service.stop()
         await asyncio.to_thread(engine.join, 60)
+        await jobs.settled()
+        working.cancel()
         await hibernation.settled()
         with suppress(OSError):
             listener.close()

@@ -11,8 +11,10 @@ from api_house import MODEL, House, open_house
 from llmosd.application.flow import BackPressure
 from llmosd.application.stream import RequestStream, together
 from llmosd.errors import Cancelled
+from llmosd.system.control import Resume, Selection, Suspend
 from llmosd.types import RequestSpec, Sampling, State
 
+SLOW = Selection(("slow",))
 SMALL = BackPressure(tokens=10, timeout_s=600)
 
 
@@ -79,8 +81,8 @@ async def test_who_is_resumed_by_a_person_pauses_again() -> None:
         house.keep_step()
         slow = await house.service.submit(spec("slow"))
         await house.until_async(is_in(house, "slow", State.PAUSED))
-        assert (await house.service.suspend("slow")).state is State.SUSPENDED
-        assert (await house.service.resume("slow")).state is State.PREEMPTED
+        assert [view.state for view in await house.service.control(Suspend(), SLOW)] == [State.SUSPENDED]
+        assert [view.state for view in await house.service.control(Resume(), SLOW)] == [State.PREEMPTED]
         await house.until_async(is_in(house, "slow", State.PAUSED))
         assert (await house.service.get("slow")).completion_tokens < 60
         assert await text_of(slow) == {0: alphabet(60)}
@@ -104,9 +106,9 @@ async def test_a_suspended_request_outlives_a_client_that_never_reads() -> None:
         house.keep_step()
         slow = await house.service.submit(spec("slow"))
         await house.until_async(is_in(house, "slow", State.PAUSED))
-        await house.service.suspend("slow")
+        await house.service.control(Suspend(), SLOW)
         await house.until(lambda: slow.over)
         with pytest.raises(Cancelled, match="/v1/requests/slow/stream has the rest"):
             await text_of(slow)
-        await house.service.resume("slow")
+        await house.service.control(Resume(), SLOW)
         await house.until_async(is_in(house, "slow", State.FINISHED))

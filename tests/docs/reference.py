@@ -87,6 +87,12 @@ ENDPOINTS = {
     "/v1/completions": "continue a text, token ids, or a list of either",
     "/v1/models": "all models that are installed, and which are in memory",
     "/v1/models/{id}": "one of them",
+    "/v1/files": "upload a file of requests (`purpose=batch`), or list files",
+    "/v1/files/{id}": "one of them; DELETE removes its contents",
+    "/v1/files/{id}/content": "its contents",
+    "/v1/batches": "run the requests of a file when nobody is kept waiting by it, or list batches",
+    "/v1/batches/{id}": "one of them, with its status and counts",
+    "/v1/batches/{id}/cancel": "cancel what runs of it; what is done stays",
     "/v1/requests": "live requests and the last 1,000 ended; filters `user`, `session`, `state`, `model`, `class`",
     "/v1/requests/{id}": 'show (with its text where that is open), cancel, or renice with `{"priority": n}`',
     "/v1/requests/{id}/suspend": "let it stand still; its stream stays open",
@@ -106,6 +112,7 @@ def endpoints() -> Rows:
     backing: Any = SimpleNamespace(service=None, hibernation=None, models=None)
     app = create_app(
         backing,
+        cast(Any, SimpleNamespace(files=None)),
         access=backing,
         host="",
         registry=Metrics("").registry,

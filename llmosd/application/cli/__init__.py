@@ -24,6 +24,7 @@ GROUPS = {
     "ps": ("ps",),
     "requests": ("kill", "nice", "suspend", "resume", "wait", "hibernate"),
     "explain": ("explain",),
+    "batch": ("batch",),
     "mem": ("mem",),
     "keys": ("keys",),
     "query": ("query",),

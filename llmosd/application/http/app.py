@@ -15,12 +15,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from llmosd.application.access import Access
+from llmosd.application.batch.batches import Batches
 from llmosd.application.commands import Commands
+from llmosd.application.http.batches import BatchesEndpoint
 from llmosd.application.http.chat import ChatEndpoint
 from llmosd.application.http.completions import CompletionsEndpoint
 from llmosd.application.http.control import ControlEndpoint
 from llmosd.application.http.edge import Edge, Observe
 from llmosd.application.http.errors import on_http_error, on_llmos_error
+from llmosd.application.http.files import FilesEndpoint
 from llmosd.application.http.generation import Backing
 from llmosd.application.http.models import ModelsEndpoint
 from llmosd.application.http.reply import ok
@@ -34,7 +37,14 @@ Status = Callable[[], Mapping[str, Any]]
 
 
 def create_app(
-    backing: Backing, *, access: Access, host: str, registry: CollectorRegistry, status: Status, observe: Observe
+    backing: Backing,
+    batches: Batches,
+    *,
+    access: Access,
+    host: str,
+    registry: CollectorRegistry,
+    status: Status,
+    observe: Observe,
 ) -> Starlette:
     """`access` says who may do what, `host` is the address the server is bound to, `status` gives what
     `llmosd status --json` shows, `observe` counts HTTP requests. The application has no life of its own: service and
@@ -42,11 +52,18 @@ def create_app(
     """
     service, models, commands = backing.service, ModelsEndpoint(backing), Commands(backing.service)
     requests = RequestsEndpoint(backing, commands)
+    files, jobs = FilesEndpoint(batches), BatchesEndpoint(batches)
     routes = [
         Route("/v1/chat/completions", ChatEndpoint(backing).post, methods=["POST"]),
         Route("/v1/completions", CompletionsEndpoint(backing).post, methods=["POST"]),
         Route("/v1/models", models.list, methods=["GET"]),
         Route("/v1/models/{id:path}", models.get, methods=["GET"]),
+        Route("/v1/files", files.collection, methods=["GET", "POST"]),
+        Route("/v1/files/{id}", files.one, methods=["GET", "DELETE"]),
+        Route("/v1/files/{id}/content", files.content, methods=["GET"]),
+        Route("/v1/batches", jobs.collection, methods=["GET", "POST"]),
+        Route("/v1/batches/{id}", jobs.get, methods=["GET"]),
+        Route("/v1/batches/{id}/cancel", jobs.cancel, methods=["POST"]),
         Route("/v1/requests", requests.list, methods=["GET"]),
         Route("/v1/requests/{id}", requests.one, methods=["GET", "DELETE", "PATCH"]),
         Route("/v1/requests/{id}/suspend", requests.suspend, methods=["POST"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from ipaddress import ip_address
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -16,10 +17,10 @@ from llmosd.application.http.errors import defect_response, error_response
 from llmosd.application.http.rights import OPEN, note_caller
 from llmosd.application.service import Service
 from llmosd.errors import Forbidden, Unauthorized
-from llmosd.types import Nanoseconds, RequestId
+from llmosd.types import Nanoseconds, RequestId, ServiceClass
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_ID, _ARRIVED = "request_id", "arrived"
+_ID, _ARRIVED, _CLASS = "request_id", "arrived", "service_class"
 
 Observe = Callable[[str, str, int], None]  # method, route, status
 
@@ -33,6 +34,17 @@ def arrived(request: Request) -> Nanoseconds:
     """When its headers were here."""
     time: Nanoseconds = request.scope["state"][_ARRIVED]
     return time
+
+
+def service_class(request: Request) -> ServiceClass | None:
+    """Where the daemon itself asks; None where a client does, who may say it in the body."""
+    found: ServiceClass | None = request.scope["state"].get(_CLASS)
+    return found
+
+
+def inner_state(id: RequestId, arrived: Nanoseconds) -> dict[str, Any]:
+    """Of a request that the daemon makes on a batch's behalf."""
+    return {_ID: id, _ARRIVED: arrived, _CLASS: "batch"}
 
 
 class Edge:

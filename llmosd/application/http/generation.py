@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from llmosd.application.explain import Latency
 from llmosd.application.hibernation import Hibernation
-from llmosd.application.http.edge import arrived, request_id
+from llmosd.application.http.edge import arrived, request_id, service_class
 from llmosd.application.http.errors import error_body
 from llmosd.application.http.rights import caller_of
 from llmosd.application.http.schema import GenerationBody, StreamOptions, session_of, user_of
@@ -163,6 +163,7 @@ async def begin(
         created_at=time.time(),
         label=_label("" if caller.user is None else named, text if backing.log_prompts else ""),
         session=session_of(body, request.headers.get("x-session-id")) or request_id(request),
+        service_class=service_class(request) or body.service_class or "interactive",
     )
     specs = [replace(spec, prompt=prompt, id=_numbered(spec.id, i)) for i, prompt in enumerate(prompts)]
     results = await asyncio.gather(*map(backing.service.submit, specs), return_exceptions=True)

@@ -15,6 +15,10 @@ OPEN = frozenset({"/health"})  # to callers without a key: a load balancer asks 
 _DEEDS: Mapping[str, Deed] = {  # of what is no GET
     "/v1/chat/completions": Deed.SUBMIT,
     "/v1/completions": Deed.SUBMIT,
+    "/v1/files": Deed.SUBMIT,
+    "/v1/files/{id}": Deed.CONTROL,
+    "/v1/batches": Deed.SUBMIT,
+    "/v1/batches/{id}/cancel": Deed.CONTROL,
     "/v1/control": Deed.SEE,  # each command takes what it needs
     "/v1/requests/{id}": Deed.CONTROL,
     "/v1/requests/{id}/suspend": Deed.CONTROL,

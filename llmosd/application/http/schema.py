@@ -20,7 +20,7 @@ from llmosd.application.http.unimplemented import (
     STREAM_UNIMPLEMENTED,
 )
 from llmosd.errors import InvalidRequest
-from llmosd.types import NICE_MAX, NICE_MIN, Sampling
+from llmosd.types import NICE_MAX, NICE_MIN, Sampling, ServiceClass
 
 MAX_CHOICES = 128
 MAX_PROMPTS = 128
@@ -68,6 +68,7 @@ class GenerationBody(msgspec.Struct, kw_only=True):
     ignore_eos: bool | None = None
     priority: int | None = None
     cache_salt: str | None = None
+    service_class: ServiceClass | None = None
 
     llmos: msgspec.Raw = _NULL
 
