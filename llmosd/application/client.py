@@ -215,17 +215,8 @@ class AsyncClient:
         body = {"command": command, **fields}
         return (await self._call("POST", "/v1/control", _Requests, json=body, timeout=_WAITING)).data
 
-    async def cancel(self, id: str) -> RequestInfo:
-        return await self._call("DELETE", _path(id), RequestInfo)
-
-    async def renice(self, id: str, nice: int) -> RequestInfo:
-        return await self._call("PATCH", _path(id), RequestInfo, json={"priority": nice})
-
-    async def suspend(self, id: str) -> RequestInfo:
-        return await self._call("POST", f"{_path(id)}/suspend", RequestInfo)
-
-    async def resume(self, id: str) -> RequestInfo:
-        return await self._call("POST", f"{_path(id)}/resume", RequestInfo)
+    async def detail(self, id: str) -> RequestDetail:
+        return await self._call("GET", _path(id), RequestDetail)
 
     async def _call(self, method: str, path: str, type_: type[T], **options: Any) -> T:
         with _reaching(self.url):

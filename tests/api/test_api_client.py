@@ -111,11 +111,12 @@ async def test_what_the_monitor_does(house: House) -> None:
     await house.until(lambda: bool(house.executor.started))
     async with AsyncClient(house.url) as client:
         (info,) = await client.requests(state="decode")
-        assert (await client.renice(info.id, 5)).nice == 5
-        assert (await client.cancel(info.id)).state == "cancelled"
+        assert [changed.nice for changed in await client.control("nice", ids=[info.id], nice=5)] == [5]
+        assert (await client.detail(info.id)).latency.cause
+        assert [ended.state for ended in await client.control("kill", user="")] == ["cancelled"]
         assert (await client.status())["state"] == "serving"
         with pytest.raises(NotFound):
-            await client.cancel("../../health")
+            await client.detail("../../health")
     assert (await call).status_code == 499
 
 

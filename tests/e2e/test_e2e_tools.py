@@ -113,10 +113,16 @@ def test_every_canned_query_in_every_form(daemon: Daemon, name: str, form: tuple
     assert asked.stdout
 
 
-def test_the_monitor_gives_one_frame(daemon: Daemon) -> None:
-    command = [str(Path(sys.executable).with_name("llmos-top")), "--once", "--json"]
+@pytest.mark.parametrize("command", [("llmos-top",), ("llmosd", "top")], ids=" ".join)
+def test_the_monitor_gives_one_frame(daemon: Daemon, command: tuple[str, ...]) -> None:
+    program = str(Path(sys.executable).with_name(command[0]))
     shown = subprocess.run(
-        command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment(daemon.home), check=False
+        [program, *command[1:], "--once", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        env=environment(daemon.home),
+        check=False,
     )
     assert shown.returncode == 0, shown.stderr
     frame = json.loads(shown.stdout)

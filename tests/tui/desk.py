@@ -69,8 +69,8 @@ class Desk:
         await self.shows(but=words)
 
     async def selects(self, id: str) -> None:
-        """Wait until the cursor is on this request."""
-        await self.until(lambda: self.table.selected is not None and self.table.selected.id == id)
+        """Wait until the cursor is on this request, or branch of the tree."""
+        await self.until(lambda: self.table.selected is not None and self.table.selected.key == id)
 
     async def asks(self, dialog: type) -> None:
         """Wait until such a dialog is open and takes keys."""
@@ -103,5 +103,5 @@ async def desk(
         await made.until(lambda: app.state.broker == "up")
         await daemon.status()
         await made.frame(1)
-        await made.shows(" LIVE", *(row.id for row in made.table.rows[:5]))
+        await made.shows(" LIVE", *(item.key for item in made.table.items[:5]))
         yield made

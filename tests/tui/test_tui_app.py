@@ -14,7 +14,8 @@ from llmos_top.app import LlmosTop
 from llmos_top.feed import Feed
 from llmos_top.glyphs import ASCII, UNICODE
 from llmos_top.keys import KEYS
-from llmos_top.widgets.dialogs import Confirm, Help
+from llmos_top.widgets.detail import Detail
+from llmos_top.widgets.dialogs import Ask, Confirm, Help
 from llmosd.application.endpoint import Endpoint
 from tests.api.api_house import House, open_house
 from tests.tui.conftest import LocalBroker, speaking
@@ -128,11 +129,11 @@ async def pages(top: Desk) -> None:
     await top.frame(2, requests=50)
     await top.shows("rows 1 to 15")
     await top.press("pagedown")
-    sixteenth = top.table.rows[15].id
+    sixteenth = top.table.items[15].key
     await top.selects(sixteenth)
     await top.shows("rows 2 to 16", sixteenth)
     await top.press("pageup")
-    await top.selects(top.table.rows[0].id)
+    await top.selects(top.table.items[0].key)
 
 
 async def sorts(top: Desk) -> None:
@@ -141,7 +142,7 @@ async def sorts(top: Desk) -> None:
     await top.selects(kept)
     await top.press("s", "s", "s")
     await top.shows("sort TOKENS ▼")
-    tokens = [r.completion_tokens for r in top.table.rows]
+    tokens = [item.row.completion_tokens for item in top.table.items]
     assert tokens == sorted(tokens, reverse=True)
     await top.selects(kept)
 
@@ -149,13 +150,13 @@ async def sorts(top: Desk) -> None:
 async def freezes(top: Desk) -> None:
     await top.press("s", "f")
     await top.shows("sort AGE", "order frozen")
-    before = [r.id for r in top.table.rows]
+    before = [item.key for item in top.table.items]
     shuffled = tuple(replace(row(n), age_s=float(n)) for n in range(11))
     await top.frame(2, requests=shuffled)
-    assert [r.id for r in top.table.rows] == before and "order frozen" in top.text
+    assert [item.key for item in top.table.items] == before and "order frozen" in top.text
     await top.press("f")
     await top.lacks("order frozen")
-    assert [r.id for r in top.table.rows] != before
+    assert [item.key for item in top.table.items] != before
 
 
 async def pauses(top: Desk) -> None:
@@ -179,6 +180,38 @@ async def helps(top: Desk) -> None:
     assert top.app.is_running
 
 
+async def filters(top: Desk) -> None:
+    await top.frame(2, requests=tuple(row(n, user="ada" if n < 3 else "bob") for n in range(11)))
+    await top.press("slash")
+    await top.asks(Ask)
+    await top.press(*"user=ada", "enter")
+    await top.shows("Requests 3 of 11", "filter user=ada", *ids(0, 2), but=(ids(3)[0],))
+    await top.press("slash")
+    await top.asks(Ask)
+    await top.press(*"user=eve", "enter")
+    await top.shows("No request is like this", but=(ids(0)[0],))
+    await top.press("slash")
+    await top.asks(Ask)
+    await top.press(*"size=1", "enter")
+    await top.shows("no field size")
+    await top.press("slash")
+    await top.asks(Ask)
+    await top.press("backspace", "enter")
+    await top.shows("Requests 11", ids(10)[0])
+
+
+async def grows(top: Desk) -> None:
+    sessions = ("chat-7", "chat-7", "")
+    requests = tuple(row(n, user="ada" if n < 3 else "bob", session=sessions[n % 3] if n < 3 else "") for n in range(6))
+    await top.frame(2, requests=requests)
+    await top.press("t")
+    await top.shows("all 6", "  ada 3", "    chat-7 2", f"      {ids(0)[0]}", f"    {ids(2)[0]}", "  bob 3")
+    await top.selects(ids(0)[0])
+    await top.press("t")
+    await top.lacks("all 6", "chat-7 2")
+    await top.selects(ids(0)[0])
+
+
 async def retries(top: Desk) -> None:
     feed = top.app._source
     assert isinstance(feed, Feed)
@@ -197,11 +230,13 @@ LOOKS = {
     "sort": (sorts,),
     "freeze": (freezes,),
     "pause": (pauses,),
+    "filter": (filters,),
+    "tree": (grows,),
     "help": (helps,),
     "retry": (retries,),
     "quit": (quits,),
 }
-ACTS = {"cancel", "renice", "suspend"}  # below, with a daemon to act on
+ACTS = {"cancel", "detail", "renice", "suspend"}  # below, with a daemon to act on
 
 
 def test_every_key_has_a_test() -> None:
@@ -246,7 +281,7 @@ async def desk_with_requests(broker: LocalBroker, node: str, **options: Any) -> 
             asyncio.create_task(
                 house.http.post(
                     "/v1/completions",
-                    json={"model": "letters", "prompt": "x", "max_tokens": 400},
+                    json={"model": "letters", "prompt": "x", "max_tokens": 400, "user": "ada" if number < 2 else "bob"},
                     headers={"X-Request-Id": f"job-{number}"},
                 )
             )
@@ -254,7 +289,7 @@ async def desk_with_requests(broker: LocalBroker, node: str, **options: Any) -> 
         ]
         try:
             await house.until(lambda: len(house.recorded) == 3)
-            rows = tuple(replace(row(n), id=f"job-{n}", nice=0) for n in range(3))
+            rows = tuple(row(n, id=f"job-{n}", nice=0, user="ada" if n < 2 else "bob") for n in range(3))
             async with desk(broker, node, **options) as top:
                 await top.frame(2, requests=rows, http=house.url)
                 await top.shows("job-0", "job-2")
@@ -325,6 +360,51 @@ async def test_the_daemons_own_words_are_shown_when_it_refuses(broker: LocalBrok
         await top.asks(Confirm)
         await top.press("y")
         await top.shows("no live request long-gone")
+
+
+async def test_keys_act_on_all_requests_of_a_user(broker: LocalBroker, node: str) -> None:
+    async with desk_with_requests(broker, node) as (top, house):
+        await top.press("t")
+        await top.shows("all 3", "ada 2", "bob 1")
+        await top.press("g", "down")
+        await top.selects("user ada")
+        await top.press("right_square_bracket")
+        await top.shows("nice of 2 requests of ada is now 1")
+        await top.press("x")
+        await top.asks(Confirm)
+        await top.shows("Cancel 2 requests of ada?")
+        await top.press("y")
+        await top.shows("cancelled 2 requests of ada")
+        views = [await house.service.get(f"job-{number}") for number in range(3)]
+        assert [(view.state == "cancelled", view.nice) for view in views] == [(True, 1), (True, 1), (False, 0)]
+
+
+async def test_keys_act_on_what_the_filter_shows(broker: LocalBroker, node: str) -> None:
+    async with desk_with_requests(broker, node) as (top, house):
+        await top.press("slash")
+        await top.asks(Ask)
+        await top.press(*"user=bob", "enter")
+        await top.lacks("job-0")
+        await top.press("t", "g")
+        await top.selects("all")
+        await top.press("z")
+        await top.shows("suspended 1 request")
+        states = [(await house.service.get(f"job-{number}")).state == "suspended" for number in range(3)]
+        assert states == [False, False, True]
+
+
+async def test_enter_shows_one_request_and_where_its_time_went(broker: LocalBroker, node: str) -> None:
+    async with desk_with_requests(broker, node) as (top, house):
+        await top.press("enter")
+        await top.until(lambda: isinstance(top.app.screen, Detail))
+        await top.shows("job-0", "user ada", "first token", "decode", "To shorten it:")
+        await house.http.delete("/v1/requests/job-0")
+        await top.shows("cancelled")
+        await top.press("escape")
+        await top.closes()
+        await top.frame(3, requests=(row(0, id="long-gone"),), http=house.url)
+        await top.press("enter")
+        await top.shows("long-gone", "no request")
 
 
 async def test_readonly_changes_nothing(broker: LocalBroker, node: str) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
-from typing import ClassVar, Protocol
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ClassVar, Protocol
 
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.css.query import NoMatches
 from textual.widgets import Footer
 
-from llmos_top import headline
+from llmos_top import actions, headline
+from llmos_top.actions import Action, Nices
+from llmos_top.filter import FIELDS, Filter
 from llmos_top.glyphs import Glyphs
 from llmos_top.headline import Where
+from llmos_top.items import Item, View
 from llmos_top.keys import KEYS
 from llmos_top.layout import Form, form_for
 from llmos_top.liveness import Life, Liveness, liveness
@@ -23,17 +27,18 @@ from llmos_top.messages import Message
 from llmos_top.rows import SORTS, Order
 from llmos_top.state import State, reduce
 from llmos_top.text import Line, clean, line
-from llmos_top.widgets.dialogs import Confirm, Help
+from llmos_top.widgets.detail import Detail
+from llmos_top.widgets.dialogs import Ask, Confirm, Help
 from llmos_top.widgets.lines import Lines
 from llmos_top.widgets.overview import Overview
 from llmos_top.widgets.request_table import RequestTable
 from llmosd.application.client import DEFAULT_URL, AsyncClient
+from llmosd.application.listing import RequestDetail
 from llmosd.errors import LlmosError
-from llmosd.types import NICE_MAX, NICE_MIN
 
 LOOK_S = 0.25  # how often the state is looked at; it is painted when a Frame came, and the header once a second
 NOTE_S = 5.0
-ECHO_S = 2.5  # by then a Frame shows what was changed
+FILTER_HINT = f"words, or FIELD=VALUE of {', '.join(FIELDS)}; nothing: all"
 
 
 class Source(Protocol):
@@ -73,13 +78,13 @@ class LlmosTop(App[None]):
         self._http, self._readonly = http, readonly
         self._clock, self._wall = clock, wall
         self.state = State(node=node, pinned=node is not None, broker_since=clock())
-        self.order = Order()
+        self.view = View()
         self._held: State | None = None  # what stays on screen while paused
         self._painted: State | None = None
         self._painted_second = -1
         self._shape: tuple[Form, bool] | None = None
         self._note: tuple[str, str, float] | None = None  # text, role, until
-        self._nice: dict[str, tuple[int, float]] = {}  # asked for, and when: Frames show it a moment later
+        self._nices = Nices()
         self._acting = asyncio.Lock()  # actions happen in the order of their keys
 
     # ---------------------------------------------------------------- screen
@@ -139,13 +144,13 @@ class LlmosTop(App[None]):
         self._lines("banner").show([banner] if banner else [])
         self._lines("events").show([self._events_line(shown, width)])
         if shown.frame is None or not shown.frame.requests:
-            self._overview.show_table(shown, self.order, headline.advice(shown, live, self._source.where))
+            self._overview.show_table(shown, self.view, headline.advice(shown, live, self._source.where))
 
     def _paint_body(self, shown: State, live: Liveness) -> None:
         form, blank = form_for(*self.size), shown.frame is None
         if self._shape != (form, blank):
             self._reshape(form, blank)
-        self._overview.show(shown, form, self.order, headline.advice(shown, live, self._source.where))
+        self._overview.show(shown, form, self.view, headline.advice(shown, live, self._source.where))
 
     def _reshape(self, form: Form, blank: bool) -> None:
         """Let the stylesheet lay out another form."""
@@ -184,17 +189,33 @@ class LlmosTop(App[None]):
         self._table.move(pages * self._table.page)
 
     def action_sort(self) -> None:
-        self.order = self.order.next()
-        self.paint()
+        self._show(order=self.view.order.next())
 
     def on_request_table_sort_by(self, event: RequestTable.SortBy) -> None:
-        self.order = Order(event.name) if event.name in SORTS else self.order
-        self.paint()
+        if event.name in SORTS:
+            self._show(order=Order(event.name))
 
     def action_freeze(self) -> None:
         """Keep the order of the rows on screen, or let it go."""
-        frozen = None if self.order.frozen is not None else tuple(row.id for row in self._table.rows)
-        self.order = Order(self.order.by, frozen)
+        ids = tuple(item.key for item in self._table.items)
+        self._show(order=Order(self.view.order.by, ids if self.view.order.frozen is None else None))
+
+    def action_tree(self) -> None:
+        self._show(tree=not self.view.tree)
+
+    def action_filter(self) -> None:
+        self.push_screen(Ask("Show requests with", FILTER_HINT, str(self.view.filter)), self._filter)
+
+    def _filter(self, text: str | None) -> None:
+        if text is None:
+            return
+        try:
+            self._show(filter=Filter.parse(text))
+        except ValueError as exc:
+            self.note(str(exc), "bad")
+
+    def _show(self, **changes: Any) -> None:
+        self.view = replace(self.view, **changes)
         self.paint()
 
     def action_pause(self) -> None:
@@ -208,58 +229,64 @@ class LlmosTop(App[None]):
     def action_help(self) -> None:
         self.push_screen(Help(self._glyphs))
 
+    def action_detail(self) -> None:
+        """Of one request; a branch of the tree has none."""
+        item = self._table.selected
+        if item is None or item.is_branch:
+            return
+
+        async def load() -> RequestDetail:
+            async with AsyncClient(self._url) as client:
+                return await client.detail(item.key)
+
+        self.push_screen(Detail(clean(item.key), load, self._glyphs))
+
     def action_cancel(self) -> None:
-        row = self._table.selected
-        if row is None or self._refused():
+        item = self._acted_on()
+        if item is None:
             return
 
         def answered(yes: bool | None) -> None:
             if yes:
-                self._act(f"cancelled {row.id}", lambda client: client.cancel(row.id))
+                self._act(actions.kill(item))
 
+        row = item.row
         who = f" of {clean(row.user)}" if row.user else ""
-        self.push_screen(Confirm(f"Cancel request {clean(row.id)}{who}? What it wrote so far stays."), answered)
+        what = item.words if item.is_branch else f"request {item.words}{who}"
+        self.push_screen(Confirm(f"Cancel {what}? What was written so far stays."), answered)
 
     def action_suspend(self) -> None:
-        row = self._table.selected
-        if row is None or self._refused():
-            return
-        if row.state == "suspended":
-            self._act(f"resumed {row.id}", lambda client: client.resume(row.id))
-        else:
-            self._act(f"suspended {row.id}", lambda client: client.suspend(row.id))
+        if (item := self._acted_on()) is not None:
+            self._act(actions.suspend(item))
 
     def action_renice(self, by: int) -> None:
-        row = self._table.selected
-        if row is None or self._refused():
-            return
-        now = self._clock()
-        asked, since = self._nice.get(row.id, (row.nice, now))
-        nice = max(NICE_MIN, min(NICE_MAX, (asked if now - since < ECHO_S else row.nice) + by))
-        self._nice[row.id] = nice, now
-        self._act(f"nice of {row.id} is now {nice}", lambda client: client.renice(row.id, nice))
+        if (item := self._acted_on()) is not None:
+            self._act(self._nices.change(item, by, self._clock()))
 
-    def _refused(self) -> bool:
-        """Whether acting makes no sense now; says why."""
+    def _acted_on(self) -> Item | None:
+        """What is under the cursor; None, said why, where acting makes no sense now."""
         live = liveness(self.state, self._clock())
         if self._readonly:
             self.note("read-only: started with --readonly", "warn")
         elif not live.actionable:
             self.note(f"not possible now: {headline.chip(live, self._glyphs)[0]}", "bad")
-        return self._readonly or not live.actionable
+        return self._table.selected if live.actionable and not self._readonly else None
 
-    def _act(self, done: str, action: Callable[[AsyncClient], Awaitable[object]]) -> None:
-        """Run `action` beside the screen; say `done`, or what went wrong."""
+    @property
+    def _url(self) -> str:
         frame = self.state.frame
-        url = self._http or (frame.http if frame else "") or DEFAULT_URL
+        return self._http or (frame.http if frame else "") or DEFAULT_URL
+
+    def _act(self, action: Action) -> None:
+        """Run `action` beside the screen; say what was done, or what went wrong."""
 
         async def run() -> None:
             try:
-                async with self._acting, AsyncClient(url) as client:
-                    await action(client)
+                async with self._acting, AsyncClient(self._url) as client:
+                    await client.control(action.command, **action.fields)
             except LlmosError as exc:
                 self.note(exc.message, "bad")
             else:
-                self.note(done)
+                self.note(action.done)
 
         self.run_worker(run(), name="action", group="action")

@@ -36,6 +36,11 @@ class Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     root = Parser(prog="llmos-top", description="Watch an LLMOS daemon, and act on its requests.")
     root.add_argument("--version", action="version", version=f"llmos-top {__version__}")
+    add_options(root)
+    return root
+
+
+def add_options(root: argparse.ArgumentParser) -> None:
     root.add_argument("--once", action="store_true", help="one look as text, then exit: 0 live, 3, 4 or 5 if not")
     root.add_argument("--json", action="store_true", help="Frames as JSON, one a line; with --once a single one")
     root.add_argument("--broker", metavar="URL", help="mqtt://[user:password@]host[:port] (default: local daemon's)")
@@ -44,28 +49,29 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--http", metavar="URL", help="API of the daemon to act on (default: as the daemon says)")
     root.add_argument("--readonly", action="store_true", help="no key changes anything on the daemon")
     root.add_argument("--ascii", action="store_true", help="no character outside ASCII")
-    return root
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser()
-    args = arguments.parse_args(argv)
     try:
-        settings = config.load()
-        feed = _feed(args, settings)
+        return watch(arguments.parse_args(argv))
     except ConfigError as exc:
         arguments.error(exc.message)
-    try:
-        if args.once:
-            return _once(args, feed)
-        if args.json:
-            return _stream(feed)
-        return _screen(args, feed)
     except BrokenPipeError:  # the reader had enough: nothing to report, and nothing more to flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         return 0
+
+
+def watch(args: argparse.Namespace) -> int:
+    """Look as the options say; the exit code. Raises ConfigError."""
+    feed = _feed(args, config.load())
+    if args.once:
+        return _once(args, feed)
+    if args.json:
+        return _stream(feed)
+    return _screen(args, feed)
 
 
 def _feed(args: argparse.Namespace, settings: Config) -> Feed:

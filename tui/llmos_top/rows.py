@@ -10,7 +10,7 @@ from llmos_top.glyphs import LETTERS, Glyphs
 from llmos_top.numbers import NONE, count, rate, seconds
 from llmos_top.text import Line, clean, fit, fit_tail
 from llmosd.types import State
-from llmosd.wire import Frame, RequestRow
+from llmosd.wire import RequestRow
 
 Cell = Callable[[RequestRow, Glyphs], str]
 
@@ -67,25 +67,27 @@ COLUMNS = (
     Column("tokens", "OUT", 5, ">", 3, lambda r, g: count(r.completion_tokens)),
     Column("rate", "TOK/S", 5, ">", 8, lambda r, g: rate(r.tokens_per_s)),
     Column("pages", "PAGES", 5, ">", 10, lambda r, g: count(r.pages)),
-    Column("label", "TEXT", LABEL_MIN, "<", 12, lambda r, g: clean(r.label)),
+    Column("label", "TEXT", LABEL_MIN, "<", 12, lambda r, g: clean(r.waits_for or r.label)),
 )
+NO_SUM = frozenset({"state", "nice", "user", "position", "ttft"})  # of several requests
+INDENT = 2  # cells for each level of the tree
 
 
-def columns_for(width: int, rows: Sequence[RequestRow] = ()) -> tuple[Column, ...]:
+def columns_for(width: int, rows: Sequence[RequestRow] = (), depth: int = 0) -> tuple[Column, ...]:
     """The columns that fit in `width`, the most important chosen first, in their usual order.
 
-    What is left over goes to the ids while they are cut, then to the text; without any text that column is left out.
+    What is left over goes to the ids while they are cut, `depth` levels deep, then to the text, if there is any.
     """
     room = width - MARGIN
     chosen: list[Column] = []
     for column in sorted(COLUMNS, key=lambda c: c.rank):
-        if column.name == "label" and not any(row.label for row in rows):
+        if column.name == "label" and not any(row.label or row.waits_for for row in rows):
             continue
         if column.width + (1 if chosen else 0) > room:
             break
         room -= column.width + (1 if chosen else 0)
         chosen.append(column)
-    wanted = max((len(row.id) for row in rows), default=0)
+    wanted = max((len(row.id) for row in rows), default=0) + depth * INDENT
     grown = min(max(0, wanted - COLUMNS[0].width), room)
     return tuple(
         _grow(c, grown if c.name == "id" else room - grown if c.name == "label" else 0) for c in COLUMNS if c in chosen
@@ -108,15 +110,21 @@ def header_line(columns: Sequence[Column], order: Order, glyphs: Glyphs) -> Line
     return ((" " * MARGIN + " ".join(titles), "label"),)
 
 
-def row_line(row: RequestRow, columns: Sequence[Column], glyphs: Glyphs, *, selected: bool) -> Line:
+def row_line(row: RequestRow, columns: Sequence[Column], glyphs: Glyphs, *, selected: bool, depth: int = 0) -> Line:
+    """A row without a state is the sum of several, so deep in the tree."""
     spans = [(f"{glyphs.cursor} " if selected else "  ", "accent")]
-    ended = row.state in (State.FINISHED, State.CANCELLED)
+    ended, sums = row.state in (State.FINISHED, State.CANCELLED), not row.state
     for index, column in enumerate(columns):
-        text = column.cell(row, glyphs)
-        cut = fit_tail(text, column.width) if column.name == "id" else fit(text, column.width, column.align)
-        role = ROLES.get(row.state, "") if column.name == "state" else "dim" if ended else ""
+        text = "" if sums and column.name in NO_SUM else column.cell(row, glyphs)
+        cut = _indented(text, column.width, depth) if column.name == "id" else fit(text, column.width, column.align)
+        role = ROLES.get(row.state, "") if column.name == "state" else "dim" if ended else "title" if sums else ""
         spans.append((cut if index == len(columns) - 1 else cut + " ", role))
     return tuple(spans)
+
+
+def _indented(text: str, width: int, depth: int) -> str:
+    indent = min(depth * INDENT, width // 2)
+    return " " * indent + fit_tail(text, width - indent)
 
 
 # ---------------------------------------------------------------- order
@@ -165,17 +173,3 @@ def arrange(rows: Sequence[RequestRow], order: Order) -> tuple[RequestRow, ...]:
         places = {id: place for place, id in enumerate(order.frozen)}
         arranged.sort(key=lambda r: places.get(r.id, len(places)))
     return tuple(arranged)
-
-
-def table_title(frame: Frame | None, order: Order, glyphs: Glyphs) -> str:
-    """Counts, sorting and order of the table, in a form that cannot be markup."""
-    if frame is None:
-        return "Requests"
-    queue = frame.queue
-    arrow = glyphs.descending if SORTS[order.by].descending else glyphs.ascending
-    held = "  order frozen" if order.frozen is not None else ""
-    more = f", {frame.requests_left_out} not listed" if frame.requests_left_out else ""
-    return (
-        f"Requests {len(frame.requests)} ({queue.running} run, {queue.waiting} wait{more})"
-        f"  sort {order.by.upper()} {arrow}{held}"
-    )

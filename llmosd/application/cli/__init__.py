@@ -22,6 +22,7 @@ GROUPS = {
     "daemon": ("start", "stop", "status"),
     "run": ("run",),
     "ps": ("ps",),
+    "top": ("top",),
     "requests": ("kill", "nice", "suspend", "resume", "wait", "hibernate"),
     "explain": ("explain",),
     "batch": ("batch",),

@@ -8,7 +8,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
-from textual.widgets import Button, Label
+from textual.widgets import Button, Input, Label
 
 from llmos_top.glyphs import LETTERS, Glyphs
 from llmos_top.keys import KEYS
@@ -43,6 +43,25 @@ class Confirm(ModalScreen[bool]):
 
     def action_answer(self, answer: bool) -> None:
         self.dismiss(answer)
+
+
+class Ask(ModalScreen[str | None]):
+    """A line to write; None when it is given up."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "close")]
+
+    def __init__(self, question: str, hint: str, text: str) -> None:
+        super().__init__()
+        self._question, self._hint, self._text = question, hint, text
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="dialog"):
+            yield Label(self._question, markup=False)
+            yield Input(self._text, compact=True)
+            yield Label(self._hint, markup=False, classes="hint")
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        self.dismiss(event.value)
 
 
 class Help(ModalScreen[None]):

@@ -8,6 +8,7 @@ from typing import ClassVar
 from rich.segment import Segment
 from rich.style import Style
 from textual.geometry import Region
+from textual.markup import escape
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
@@ -22,6 +23,7 @@ class Palette(Widget):
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {f"lines--{role}" for role in ROLES}
     _palette: dict[str, Style] | None = None
+    _title = ""
     ascii = False  # paint nothing outside ASCII
 
     @property
@@ -39,10 +41,10 @@ class Palette(Widget):
         return Strip([Segment(text, style or palette.get(role, palette[""])) for text, role in cut], self.size.width)
 
     def retitle(self, title: str) -> None:
-        """Change the border's title, only when it is another: that repaints the border."""
+        """Change the border's title, only when it is another: that repaints the border. It is no markup."""
         title = to_ascii(title) if self.ascii else title
-        if self.border_title != title:
-            self.border_title = title
+        if self._title != title:
+            self._title, self.border_title = title, escape(title)
 
     def notify_style_update(self) -> None:
         self._palette = None

@@ -9,10 +9,10 @@ from textual.containers import Container, Horizontal
 
 from llmos_top import compact, panels, queueing
 from llmos_top.glyphs import Glyphs
+from llmos_top.items import View, items_of, title
 from llmos_top.layout import Form, summary_lines
-from llmos_top.rows import Order, arrange, table_title
 from llmos_top.state import State
-from llmos_top.text import Line
+from llmos_top.text import Line, line
 from llmos_top.widgets.lines import Lines
 from llmos_top.widgets.request_table import RequestTable
 from llmosd.wire import Frame
@@ -39,21 +39,23 @@ class Overview(Container):
         yield lines("compact")
         yield self.table
 
-    def show(self, state: State, form: Form, order: Order, instead: Sequence[Line]) -> None:
+    def show(self, state: State, form: Form, view: View, instead: Sequence[Line]) -> None:
         """Paint the state's Frame; `instead` stands in the table's place while it has no rows."""
         if state.frame is not None and form is Form.FULL:
             self._show_panels(state, state.frame)
         elif state.frame is not None:
             self._show_summary(state, state.frame, form)
-        self.show_table(state, order, instead)
+        self.show_table(state, view, instead)
 
-    def show_table(self, state: State, order: Order, instead: Sequence[Line]) -> None:
+    def show_table(self, state: State, view: View, instead: Sequence[Line]) -> None:
         frame = state.frame
-        rows = arrange(frame.requests, order) if frame else ()
-        self.table.show(table_title(frame, order, self._glyphs), rows, order, instead)
+        items = items_of(frame.requests, view) if frame else ()
+        if frame is not None and frame.requests:
+            instead = [line(("  No request is like this.  ", "dim"), ("/", "title"), (" changes the filter.", "dim"))]
+        self.table.show(title(frame, items, view, self._glyphs), items, view.order, instead)
 
     def _show_panels(self, state: State, frame: Frame) -> None:
-        for id, title, paint in (
+        for id, heading, paint in (
             ("scheduler", panels.scheduler_title(frame), panels.scheduler),
             ("pool", panels.pool_title(frame), panels.pool),
             ("latency", panels.latency_title(frame), panels.latency),
@@ -62,7 +64,7 @@ class Overview(Container):
             ("queueing", queueing.title(frame), queueing.panel),
         ):
             widget = self.query_one(f"#{id}", Lines)
-            widget.retitle(title)
+            widget.retitle(heading)
             widget.show(paint(state, frame, widget.size.width, self._glyphs))
 
     def _show_summary(self, state: State, frame: Frame, form: Form) -> None:
