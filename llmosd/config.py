@@ -20,7 +20,7 @@ from platformdirs import user_data_dir
 
 from llmosd import quota_config
 from llmosd.errors import ConfigError
-from llmosd.types import UNLIMITED, EvictionMode, KvChoice, Quotas, WeightFormat
+from llmosd.types import POLICY_NAMES, UNLIMITED, EvictionMode, KvChoice, Quotas, WeightFormat
 
 PREFIX = "LLMOS_"
 FILE = "config.toml"
@@ -114,7 +114,11 @@ class Config:
     )
     swap_directory: Path | None = _option(None, "where the swap file lies; without it in the data directory")
     context: int = _option(0, "tokens a sequence may have; 0 is what the model was trained for", range_=COUNT)
-    policy: str = _option("fcfs", "order of the queue", choices=("fcfs", "priority"))
+    policy: str = _option("fcfs", "who goes first, and who gives way", choices=POLICY_NAMES)
+    starve_after: int = _option(
+        10, "seconds after which a waiting request starves under the policy priority; 0 for never", range_=COUNT
+    )
+    starve_share: int = _option(25, "percent of slots and prompt tokens for those that starve", range_=range(1, 101))
     prefix_cache: bool = _option(
         True, "keep pages of past prompts and answers, and share those with a common beginning"
     )

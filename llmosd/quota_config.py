@@ -4,6 +4,7 @@
 running = 4        # requests that run at once; 0 is no limit
 pages = 0          # pages held at once; 0 is no limit
 share = 0.5        # of the pool; the tighter of pages and share counts
+weight = 2         # of the user's service under the policy `fair`
 
 [quota.users.batch]
 running = 1
@@ -19,6 +20,7 @@ from llmosd.errors import ConfigError
 from llmosd.types import Quota, Quotas
 
 TABLE, USERS = "quota", "users"
+WEIGHTS = 0.01, 100
 LIMITS = tuple(field.name for field in fields(Quota))
 
 
@@ -67,9 +69,11 @@ def _limit(limit: str, raw: Any, key: str, source: str) -> int | float:
     number = isinstance(raw, (int, float)) and not isinstance(raw, bool)
     if limit == "share" and not (number and 0 < raw <= 1):
         raise _error(key, raw, source, "it must be above 0 and at most 1")
-    if limit != "share" and not (isinstance(raw, int) and number and 0 <= raw < 2**31):
+    if limit == "weight" and not (number and WEIGHTS[0] <= raw <= WEIGHTS[1]):
+        raise _error(key, raw, source, f"it must be between {WEIGHTS[0]} and {WEIGHTS[1]}")
+    if limit in ("running", "pages") and not (isinstance(raw, int) and number and 0 <= raw < 2**31):
         raise _error(key, raw, source, f"it must be a whole number between 0 (no limit) and {2**31 - 1}")
-    return float(raw) if limit == "share" else raw
+    return raw if limit in ("running", "pages") else float(raw)
 
 
 def _check_table(value: Any, key: str, source: str) -> None:

@@ -30,7 +30,7 @@ from llmosd.runtime.swap_file import SwapFile, slot_bytes
 from llmosd.runtime.tokenizer import Tokenizer
 from llmosd.system.costs import Costs
 from llmosd.system.kernel import Kernel, Limits
-from llmosd.system.policy import POLICIES
+from llmosd.system.policy import Rules, named
 from llmosd.system.residency import ModelSize
 from llmosd.system.speculation import Speculation
 from llmosd.types import KvFormat
@@ -74,7 +74,7 @@ class Blueprint:
         costs = Costs(steps, transfer_cost, ItlBudget(steps, config.itl_target / 1e3 or None))
         kernel = Kernel(
             self.limits,
-            POLICIES[config.policy](),
+            named(config.policy, self._rules),
             Speculation() if config.speculation else None,
             self._prefixes() if config.prefix_cache else None,
             self.model.id,
@@ -102,6 +102,10 @@ class Blueprint:
             assert model.page_bytes is not None, "swap space for pages that are not in this process's memory"
             transfers = PageTransfers(model.page_bytes, file)
         return OnnxExecutor(model, tokenizer, kernel.page_table, kernel.columns, transfers)
+
+    @property
+    def _rules(self) -> Rules:
+        return Rules(starve_after=self.config.starve_after * 10**9, starve_share=self.config.starve_share / 100)
 
     def _swap(self) -> tuple[SwapFile | None, FittedTransferCost]:
         """The swap file, if there is to be one, and what a page costs on this disk."""

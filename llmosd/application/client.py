@@ -16,7 +16,7 @@ import httpx
 import msgspec
 
 from llmosd.application.batch.job import Batch, StoredFile
-from llmosd.application.listing import RequestDetail, RequestInfo
+from llmosd.application.listing import PolicyInfo, RequestDetail, RequestInfo
 from llmosd.application.memory import MemoryInfo
 from llmosd.errors import (
     Cancelled,
@@ -126,6 +126,12 @@ class Client:
 
     def hibernate_all(self) -> list[RequestInfo]:
         return self._call("POST", "/v1/hibernate", _Requests, timeout=_DURABLE).data
+
+    def policy(self) -> PolicyInfo:
+        return self._call("GET", "/v1/policy", PolicyInfo)
+
+    def set_policy(self, name: str) -> PolicyInfo:
+        return self._call("PUT", "/v1/policy", PolicyInfo, json={"policy": name})
 
     def upload(self, name: str, contents: BinaryIO) -> StoredFile:
         """A file of requests, for a batch."""

@@ -23,6 +23,7 @@ from llmosd.application.engine_messages import (
     ReadPages,
     Reply,
     Restore,
+    SetPolicy,
     Submit,
     Unpause,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "ReadPages",
     "Reply",
     "Restore",
+    "SetPolicy",
     "Submit",
     "ThreadEngine",
     "Unpause",

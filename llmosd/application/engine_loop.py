@@ -25,6 +25,7 @@ from llmosd.application.engine_messages import (
     ReadPages,
     Reply,
     Restore,
+    SetPolicy,
     Submit,
     Unpause,
 )
@@ -191,6 +192,9 @@ class Loop:
                 return self._read_pages(kernel.view(id))
             case AddModel(entry=entry):
                 kernel.add(entry)
+                return None
+            case SetPolicy(policy=policy):
+                events += kernel.set_policy(policy, now)
                 return None
             case Inspect():
                 return kernel.stats(requests=True)

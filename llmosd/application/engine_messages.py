@@ -93,13 +93,21 @@ class AddModel:
 
 
 @dataclass(frozen=True, slots=True)
+class SetPolicy:
+    """Lets another policy order the requests of all models, from the next step on; answered with None."""
+
+    ticket: int
+    policy: str
+
+
+@dataclass(frozen=True, slots=True)
 class Inspect:
     """Answered with KernelStats, the live requests included."""
 
     ticket: int
 
 
-Command = Submit | Control | Pause | Unpause | Hibernate | ReadPages | Restore | AddModel | Inspect
+Command = Submit | Control | Pause | Unpause | Hibernate | ReadPages | Restore | AddModel | SetPolicy | Inspect
 Answer = RequestView | KernelStats | tuple[RequestView, ...] | tuple[Snapshot, ...] | PageContents | None
 
 

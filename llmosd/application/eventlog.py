@@ -13,6 +13,7 @@ from llmosd.types import (
     Evicted,
     Loaded,
     LoadFailed,
+    PolicyChanged,
     RequestView,
     Restored,
     State,
@@ -81,6 +82,8 @@ class EventLog:
                     self.note("info", "model.unloaded", f"{event.model}: unloaded, {why}")
                 case LoadFailed():
                     self.note("error", "model.failed", f"{event.model}: not loaded: {event.error}")
+                case PolicyChanged():
+                    self.note("info", "policy.changed", f"{event.model}: {event.old} → {event.new}: {event.reason}")
                 case Ended(request=view):
                     severity = "error" if view.state is State.FAILED else "info"
                     self.note(severity, f"request.{view.state}", _ending(view, reasons.get(view.id)), view.id)

@@ -8,7 +8,20 @@ from typing import Any, Self
 
 from llmosd.application.explain import Latency
 from llmosd.application.transcript import Transcript
-from llmosd.types import FinishReason, Nanoseconds, RequestView
+from llmosd.system.policy import POLICIES
+from llmosd.types import FinishReason, KernelStats, Nanoseconds, RequestView
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyInfo:
+    """The policy that orders requests, and all that there are."""
+
+    policy: str
+    policies: tuple[str, ...]
+
+    @classmethod
+    def of(cls, stats: KernelStats) -> Self:
+        return cls(stats.policy, tuple(POLICIES))
 
 
 @dataclass(frozen=True, slots=True)

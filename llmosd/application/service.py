@@ -27,6 +27,7 @@ from llmosd.application.engine import (
     PageContents,
     ReadPages,
     Restore,
+    SetPolicy,
     Submit,
 )
 from llmosd.application.flow import DEFAULT, BackPressure, Flow
@@ -203,6 +204,10 @@ class Service:
     async def add_model(self, entry: ModelEntry) -> None:
         """Make a model known to the engine. Raises DoesNotFit."""
         await self._ask(AddModel(next(self._tickets), entry))
+
+    async def set_policy(self, name: str) -> None:
+        """Let another policy order requests, from the next step on. Raises InvalidRequest, naming those there are."""
+        await self._ask(SetPolicy(next(self._tickets), name))
 
     async def inspect(self) -> KernelStats:
         """Everything about the kernel, as it is now."""

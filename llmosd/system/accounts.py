@@ -41,6 +41,7 @@ class Account:
     user: str
     most_running: int | None = None
     most_pages: int | None = None
+    weight: float = 1.0  # of the user, where shares are fair
     live: int = 0
     running: int = 0
     promised: int = 0
@@ -182,7 +183,7 @@ class Accounts:
     def _new(self, user: str) -> Account:
         quota = self._quotas.of(user)
         pages = min(quota.pages or self._pool_pages, max(1, int(quota.share * self._pool_pages)))
-        return Account(user, quota.running or None, pages if pages < self._pool_pages else None)
+        return Account(user, quota.running or None, pages if pages < self._pool_pages else None, quota.weight)
 
 
 def by_user(usages: Iterable[UserUsage]) -> tuple[UserUsage, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from llmosd.types import Plan, StepResult, TransferDone
+from llmosd.types import Nanoseconds, Plan, StepResult, TransferDone
 
 UNBOUNDED = 2**31
 
@@ -66,6 +66,41 @@ class TransferCost(Protocol):
         ...
 
 
+class LengthEstimate(Protocol):
+    def tokens(self, user: str, most: int) -> int:
+        """How many tokens a sequence of the user will probably have generated at its end, `most` at most."""
+        ...
+
+    def observe(self, user: str, tokens: int) -> None:
+        """One has ended with so many."""
+        ...
+
+
+@dataclass(slots=True)
+class Prices:
+    """Time of the engine that a token of a prompt takes, and one generated. To be set when a model is loaded.
+
+    The default is a guess to begin with, and the ratio of most price lists.
+    """
+
+    prompt: Nanoseconds = 500_000
+    output: Nanoseconds = 1_000_000
+
+    def cost(self, prompt_tokens: int, output_tokens: int) -> Nanoseconds:
+        return prompt_tokens * self.prompt + output_tokens * self.output
+
+
+@dataclass(frozen=True, slots=True)
+class LongestLength:
+    """What is known without having seen any: no more than the request asks for."""
+
+    def tokens(self, user: str, most: int) -> int:
+        return most
+
+    def observe(self, user: str, tokens: int) -> None:
+        """It stays as it is."""
+
+
 @dataclass(frozen=True, slots=True)
 class WholeBudget:
     """A prompt may have all that `token_budget` leaves."""
@@ -105,3 +140,4 @@ class Costs:
     prefill: PrefillCost = field(default_factory=ConstantPrefillCost)
     transfer: TransferCost = field(default_factory=ConstantTransferCost)
     budget: StepBudget = field(default_factory=WholeBudget)
+    lengths: LengthEstimate = field(default_factory=LongestLength)

@@ -12,7 +12,7 @@ while although it seems dearer: when that costs a twentieth of all recomputation
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
@@ -20,6 +20,7 @@ from typing import Literal
 from llmosd.system.costs import Costs
 from llmosd.system.pager import Pager
 from llmosd.system.pages import PageTable
+from llmosd.system.policy.ranked import Rank
 from llmosd.system.request import Request, Sequence
 from llmosd.types import Evicted, EvictionMode, Nanoseconds, Plan, Restored, SequenceId, SequencePlan, StepResult
 
@@ -72,13 +73,13 @@ class Eviction:
 
     # ---- deciding
 
-    def victim(self, candidates: list[Request]) -> Request | None:
+    def victim(self, candidates: list[Request], grade: Callable[[Request], Rank]) -> Request | None:
         """One of the candidates, who come lowest rank first.
 
-        Nice comes first, then rank; among some neighbours in rank it is who loses least for each page it sets free.
+        The greatest grade comes first, then rank; among some neighbours it is who loses least for each page it frees.
         """
-        worst = max((request.nice for request in candidates), default=0)
-        neighbours = [request for request in candidates if request.nice == worst][:NEIGHBOURS]
+        worst = max(map(grade, candidates), default=())
+        neighbours = [request for request in candidates if grade(request) == worst][:NEIGHBOURS]
         return min(neighbours, key=self._loss_per_page) if len(neighbours) > 1 else next(iter(neighbours), None)
 
     def _loss_per_page(self, request: Request) -> float:

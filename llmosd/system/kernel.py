@@ -18,7 +18,7 @@ from llmosd.system.limits import Limits
 from llmosd.system.memory import look
 from llmosd.system.pager import Pager
 from llmosd.system.pages import PagePool, PageTable
-from llmosd.system.policy import Policy
+from llmosd.system.policy import Policy, named
 from llmosd.system.prefix_cache import PrefixCache
 from llmosd.system.quotas import QuotaQueue
 from llmosd.system.request import Request, Sequence
@@ -43,6 +43,7 @@ from llmosd.types import (
     Output,
     PageCopy,
     Plan,
+    PolicyChanged,
     Quotas,
     RequestId,
     RequestSpec,
@@ -81,12 +82,14 @@ class Kernel:
         self.limits = limits
         self._accounts = Accounts(quotas, limits.pages)
         self.policy = QuotaQueue(policy, self._accounts, limits)
+        self._planned: tuple[Nanoseconds, int] = (0, 0)  # when the step in flight was, and its room for prompts
         pool = PagePool(limits.pages, PrefixCache(limits.page_tokens, prefixes or b""))
         self._table = PageTable(pool, limits.slots, limits.columns, limits.page_tokens)
         self._reuse = PrefixReuse(self._table, remember=prefixes is not None)
         self._speculation = speculation
         self._pager = Pager(limits.swap_slots, self._table)
         self._costs = costs = costs or Costs()
+        self._lengths = costs.lengths
         self._eviction = Eviction(eviction, costs, self._table, self._pager)
         self._transplants = Transplants(pool, limits.page_tokens, costs, remember=prefixes is not None)
         swapping = Swapping(limits, self._table, self._reuse, self._pager, self._eviction)
@@ -189,6 +192,16 @@ class Kernel:
         validate_nice(nice)
         self._scheduler.renice(request, nice)
         return self._view(request)
+
+    def set_policy(self, name: str, now: Nanoseconds) -> list[Event]:
+        """Let another policy order what waits and runs, from the next plan on; raises InvalidRequest, naming all."""
+        self._advance(now)
+        policy, old = named(name, self.policy.rules), self.policy.name
+        if name == old:
+            return []
+        waiting = [request for request in self._requests.values() if request.waiting]
+        self._scheduler.switch(policy, waiting, now)
+        return [PolicyChanged(self.model, old, name, "a person", now)]
 
     def suspend(self, id: RequestId, now: Nanoseconds) -> tuple[RequestView, list[Event]]:
         """Let a request neither run nor wait until it is resumed, as SIGSTOP does; a suspended one stays so.
@@ -326,7 +339,7 @@ class Kernel:
             page_ins,
             self.model,
         )
-        self._in_flight = plan
+        self._in_flight, self._planned = plan, (now, draft.room)
         self._steps += 1
         self._gone.clear()
         return plan
@@ -348,6 +361,9 @@ class Kernel:
             self._speculation.observe(plan, result)
         self._costs.prefill.observe(plan, result)
         self._eviction.observe(result)
+        began, room = self._planned
+        if plan.sequences:
+            self.policy.observe(now - began, room, self._table.pool.pressure)
         events, self._events = self._events, []
         for part, outcome in zip(plan.sequences, result.sequences, strict=True):
             sequence = self._sequences.get(part.sequence)
@@ -372,9 +388,9 @@ class Kernel:
 
     @property
     def urgency(self) -> Urgency | None:
-        """The rank, but for its arrival, of whatever goes first of what runs or waits; None for pages on their way."""
+        """Of whatever goes first of what runs or waits; None for pages on their way."""
         firsts = [*self._scheduler.running[:1], self.policy.head()]
-        return min((self.policy.rank(request)[:-1] for request in firsts if request), default=None)
+        return min((self.policy.urgency(request) for request in firsts if request), default=None)
 
     def view(self, id: RequestId) -> RequestView:
         """A live request as of the last step or command; raises NotFound."""
@@ -473,6 +489,7 @@ class Kernel:
         if not sequence.gained and request.state is State.PREFILL:
             self._prompt_tokens += len(part.tokens)
             request.account.prefilled += len(part.tokens)
+        self._charge(request, part, outcome)
         sequence.past += len(part.tokens) - part.drafts + max(0, len(outcome.tokens) - 1)  # K and V of right guesses
         self._grow(sequence, outcome, events)
         if (request.state is State.PREFILL or request.reserved) and request.gained:
@@ -482,6 +499,14 @@ class Kernel:
                 events += self._eviction.restored(request, self._now)
         if not request.live:
             self._end(request, State.FINISHED, "", events)
+
+    def _charge(self, request: Request, part: SequencePlan, outcome: SequenceResult) -> None:
+        """Prompt tokens computed for the first time, whichever of its sequences did, and tokens sampled."""
+        end = min(part.past + len(part.tokens) - part.drafts, request.prompt_tokens)
+        prompt = max(0, end - max(part.past, request.computed))
+        request.computed = max(request.computed, end)
+        request.service += self.policy.rules.prices.cost(prompt, len(outcome.tokens))
+        self.policy.charge(request, prompt, len(outcome.tokens))
 
     def _grow(self, sequence: Sequence, outcome: SequenceResult, events: list[Event]) -> None:
         request = sequence.request
@@ -506,6 +531,7 @@ class Kernel:
         self._scheduler.settle(sequence)
         if outcome.finish is not None:
             sequence.finish = outcome.finish
+            self._lengths.observe(request.spec.user, len(sequence.tokens))
             self._gone.append(sequence.id)
             self._scheduler.finish(sequence)
 
@@ -521,6 +547,7 @@ class Kernel:
     def _end(self, request: Request, state: State, reason: str, events: list[Event]) -> None:
         """The one way out of the table: everything the request holds is free at once."""
         self._scheduler.withdraw(request)
+        self.policy.forget(request)
         self._gone += [sequence.id for sequence in request.live if sequence.started]
         self._move(request, state, reason, events)
         self._ended[state] += 1
@@ -539,6 +566,8 @@ class Kernel:
     def _enter(self, request: Request) -> None:
         self._accepted += 1
         self._next_sequence += len(request.sequences)
+        output = len(request.sequences) * self._lengths.tokens(request.spec.user, request.max_tokens)
+        request.foreseen = self.policy.rules.prices.cost(request.prompt_tokens, output)
         self._requests[request.id] = request
         self._sequences.update((sequence.id, sequence) for sequence in request.sequences)
 
@@ -561,6 +590,7 @@ class Kernel:
         if now < self._now:
             raise ValueError(f"time runs backwards: {now} after {self._now}")
         self._now = self._accounts.now = now
+        self.policy.advance(now)
 
 
 def _validate_result(plan: Plan, result: StepResult) -> None:

@@ -58,6 +58,8 @@ class Kernels:
         """Make a model known; it is loaded when it is asked for. Raises DoesNotFit where it could not be."""
         if entry.kernel.model not in self._kernels:
             self.residency.add(entry)
+            for first in list(self._kernels.values())[:1]:
+                entry.kernel.set_policy(first.policy.name, 0)
             self._kernels[entry.kernel.model] = entry.kernel
 
     # ---- commands
@@ -95,6 +97,9 @@ class Kernels:
         events = kernel.unpause(id, now)
         self.residency.asked(kernel.model, now)
         return events
+
+    def set_policy(self, name: str, now: Nanoseconds) -> list[Event]:
+        return [event for kernel in self._kernels.values() for event in kernel.set_policy(name, now)]
 
     def restore(self, snapshot: Snapshot, arrived: Nanoseconds, now: Nanoseconds) -> list[Event]:
         kernel = self.kernel(snapshot.spec.model)

@@ -63,6 +63,11 @@ class PagePool:
         return self.free - self.reserved
 
     @property
+    def pressure(self) -> float:
+        """Share of the pool's pages that are not to be had."""
+        return 1 - self.available / self.total if self.total > 0 else 1.0
+
+    @property
     def blank(self) -> int:
         """Available pages that hold nothing."""
         return min(len(self._free), self.available)

@@ -13,38 +13,57 @@ that run has all others of its user for possible victims.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 
 from llmosd.system.accounts import Account, Accounts
 from llmosd.system.limits import Limits
-from llmosd.system.policy import Policy
-from llmosd.system.policy.ranked import Rank, RankedQueue
+from llmosd.system.policy.classes import ClassQueue
+from llmosd.system.policy.policy import Policy
+from llmosd.system.policy.ranked import RankedQueue
 from llmosd.system.request import Request
-
-
-class WaitList(RankedQueue):
-    """Parked requests in the policy's order."""
-
-    name = "parked"
-
-    def __init__(self, rank: Callable[[Request], Rank]) -> None:
-        super().__init__()
-        self._rank = rank
-
-    def rank(self, request: Request) -> Rank:
-        return self._rank(request)
+from llmosd.types import Nanoseconds
 
 
 class QuotaQueue:
     """A policy around another one. Its `head` may be admitted as far as quotas go; its length counts the parked too."""
 
-    def __init__(self, policy: Policy, accounts: Accounts, limits: Limits) -> None:
-        self.name = policy.name
-        self._policy = policy
+    def __init__(self, policy: Policy, accounts: Accounts, limits: Limits, now: Nanoseconds = 0) -> None:
         self._accounts = accounts
         self._limits = limits
-        self._parked = WaitList(policy.rank)
-        self._lines: dict[Account, WaitList] = {}  # the parked again, of each user that has some
+        self._parked: dict[Request, None] = {}
+        self._lines: dict[Account, RankedQueue] = {}  # the parked, of each user that has some
+        self._install(policy, now)
+
+    def _install(self, policy: Policy, now: Nanoseconds) -> None:
+        self._policy = queue = ClassQueue(policy)
+        queue.begin(self._limits, now)
+        self.name, self.moves, self.share, self.rules = queue.name, queue.moves, queue.share, queue.rules
+        self.rank, self.grade, self.urgency = queue.rank, queue.grade, queue.urgency
+        self.displaces, self.protects, self.starving = queue.displaces, queue.protects, queue.starving
+        self.advance, self.admit, self.leave = queue.advance, queue.admit, queue.leave
+        self.charge, self.forget, self.observe = queue.charge, queue.forget, queue.observe
+
+    def switch(self, policy: Policy, waiting: Iterable[Request], running: Iterable[Request], now: Nanoseconds) -> None:
+        """Another policy orders them from now on; all that wait, in the order of arrival, and all that run."""
+        for request in tuple(self._parked):
+            self._unpark(request)
+        self._install(policy, now)
+        for request in waiting:
+            self.add(request)
+        for request in running:
+            self.admit(request)
+
+    @property
+    def preempts(self) -> bool:
+        return self._policy.preempts
+
+    @property
+    def chunk(self) -> int | None:
+        return self._policy.chunk
+
+    @property
+    def cap(self) -> int | None:
+        return self._policy.cap
 
     @property
     def parked(self) -> int:
@@ -54,9 +73,6 @@ class QuotaQueue:
     def ready(self) -> int:
         """Those that no quota holds up."""
         return len(self._policy)
-
-    def rank(self, request: Request) -> Rank:
-        return self._policy.rank(request)
 
     def __len__(self) -> int:
         return len(self._policy) + len(self._parked)
@@ -94,12 +110,16 @@ class QuotaQueue:
 
     def position(self, request: Request) -> int:
         """Its place among all that wait, parked or not."""
-        return self._policy.position(request) + self._parked.position(request)
+        position = self._policy.position(request)
+        if self._parked:
+            rank = self.rank(request)
+            position += sum(self.rank(other) <= rank for other in self._parked)
+        return position
 
     def waits_for(self, request: Request) -> str:
-        """Why a request is parked; empty if it is not."""
+        """Why a request is parked, or what else the policy has to say of it."""
         if request not in self._parked:
-            return ""
+            return self._policy.waits_for(request)
         lack = request.account.lacks(request.demand(self._limits))
         return f"quota: {lack or 'others of this user go first'}"
 
@@ -109,26 +129,27 @@ class QuotaQueue:
             return False
         line = self._lines.get(account)
         first = line.head() if line else None
-        if first is not None and self.rank(first) < self.rank(request):
+        if first is not None and self._policy.seat(first) < self._policy.seat(request):
             return True
         return bool(account.lacks(request.demand(self._limits)))
 
     def _park(self, request: Request) -> None:
-        line = self._lines.setdefault(request.account, WaitList(self._policy.rank))
-        for queue in (line, self._parked):
-            queue.add(request)
+        self._parked[request] = None
+        self._lines.setdefault(request.account, RankedQueue(self._policy.seat)).add(request)
         request.wait.park(self._accounts.now)
 
     def _unpark(self, request: Request) -> None:
         line = self._lines[request.account]
-        for queue in (line, self._parked):
-            queue.remove(request)
+        line.remove(request)
+        del self._parked[request]
         if not len(line):
             del self._lines[request.account]
         request.wait.unpark(self._accounts.now)
 
     def check(self) -> None:
-        for queue in (self._policy, self._parked, *self._lines.values()):
-            queue.check()
+        self._policy.check()
+        for line in self._lines.values():
+            line.check()
         assert all(map(len, self._lines.values())), "an empty wait list is kept"
-        assert sum(map(len, self._lines.values())) == len(self._parked), "wait lists do not add up"
+        parked = {request for line in self._lines.values() for request in line}
+        assert parked == self._parked.keys(), "wait lists do not add up"

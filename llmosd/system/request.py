@@ -118,6 +118,12 @@ class Request:
         self.returning = False  # swapped, and its pages are being read back
         self.reused = 0  # tokens found in the prefix cache, on every admission
         self.preemptions = 0
+        self.submitted = now
+        self.batch = spec.service_class == "batch"
+        self.foreseen: Nanoseconds = 0  # service that it will probably need, prompt and output
+        self.computed = 0  # tokens of the prompt that have been computed or skipped, at most so far
+        self.service: Nanoseconds = 0  # what was computed for it for the first time, by price
+        self.admitted_with: Nanoseconds = 0  # service that it had when it was last admitted
         self.first_token: Nanoseconds | None = None
         self.error: str | None = None
         self.state = State.QUEUED
@@ -158,6 +164,11 @@ class Request:
     @property
     def waiting(self) -> bool:
         return self.state in WAITING and not self.returning
+
+    @property
+    def gain(self) -> Nanoseconds:
+        """Service since it was last admitted."""
+        return self.service - self.admitted_with
 
     @property
     def gained(self) -> bool:

@@ -5,6 +5,9 @@ its next token, made on admission and drawn chunk by chunk. In *decode* pages ar
 left, taken from a request in decode below it that has sampled a token since admission (the victim): it gives all its
 pages up, goes back to its place in the queue, and computes them again later or has them swapped out and in.
 
+Before that the policy may let the head of the queue *displace* requests in decode that it puts behind it, each of which
+has sampled a token since admission, when slots or pages are short: they take their places in the queue again.
+
 A request whose pages are read back holds its rows, those pages and its promise, and is not fed. Pages on their way out
 are free when that is done; whoever needs them sits out until then, and nobody below it takes pages in the meantime.
 
@@ -18,19 +21,24 @@ No request is lost for want of pages, and the number of steps is bounded:
    possible victims, and alone it fits the pool, for `submit` refuses what would not. It is never a victim itself,
    ranking below nobody.
 4. If none runs, the head of the queue is admitted as soon as its own pages are out: alone it fits.
-5. Each preemption is paid for by a token gained since admission: there are at most n·max_tokens of them for one
-   request, and each costs a bounded recomputation, or one transfer of each page out and one in.
+5. Each preemption, a displacement as well, is paid for by a token gained since admission: there are at most
+   n·max_tokens of them for one request, and each costs a bounded recomputation, or one transfer of each page out and
+   one in.
+6. Who displaces is admitted in the same plan, or when the pages that are on their way out for it have left; so 1 to 4
+   hold whatever order the policy makes of a step, and though that order may be another one in the next.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field, replace
+from math import ceil
 
 from llmosd.system.accounts import Account, Accounts
 from llmosd.system.costs import StepBudget, StepWork
 from llmosd.system.limits import Limits
 from llmosd.system.pages import PageTable
+from llmosd.system.policy import Policy
 from llmosd.system.prefix_cache import Node
 from llmosd.system.quotas import QuotaQueue
 from llmosd.system.request import NO_ROW, Request, Sequence
@@ -64,6 +72,7 @@ class Draft:
     events: list[Event] = field(default_factory=list)
     computed: dict[BorderKey, Request] = field(default_factory=dict)  # whose prompt brings which pages
     awaited: int = 0  # pages that requests wait for, and that others may not take
+    room: int = 0  # tokens of prompts that it has room for, 0 if there were none
 
 
 class Scheduler:
@@ -100,6 +109,10 @@ class Scheduler:
         Beside decodes prefill and guesses have only what the step budget allows, so that the step does not take long.
         """
         draft = Draft(self.limits.token_budget)
+        if self.policy.moves:
+            self.running.sort(key=self.policy.rank)
+        if admit and self.policy.preempts:
+            self._displace(draft, now)
         self._plan_decodes(draft, now)
         self._plan_prefills(draft, now, admit)
         if self.speculation is not None and draft.left:
@@ -158,6 +171,11 @@ class Scheduler:
             self.policy.add(request)
         elif request.state not in STANDING:
             self.running.sort(key=self.policy.rank)
+
+    def switch(self, policy: Policy, waiting: list[Request], now: Nanoseconds) -> None:
+        """Another policy orders the queue and the running set."""
+        self.policy.switch(policy, waiting, self.running, now)
+        self.running.sort(key=self.policy.rank)
 
     def finish(self, sequence: Sequence) -> None:
         """A sequence is complete: its row and pages are free at once, whatever its siblings do."""
@@ -219,7 +237,58 @@ class Scheduler:
                 break
             if request.state is State.DECODE and request.gained and (of is None or request.account is of):
                 candidates.append(request)
-        return self.swapping.eviction.victim(candidates)
+        return self.swapping.eviction.victim(candidates, self.policy.grade)
+
+    # ---- displacement
+
+    def _displace(self, draft: Draft, now: Nanoseconds) -> None:
+        """Let the head in at the cost of requests in decode that the policy puts behind it, then the next head.
+
+        Only as long as the step has tokens for its prompt: until then its victims may go on.
+        """
+        while (head := self.policy.head()) is not None:
+            candidates = self._candidates(head)
+            if not candidates or sum(map(_to_compute, self.running)) >= draft.left:
+                return
+            path = self._room_for(head, draft)
+            if path is None:
+                for victim in self._victims(head, candidates, draft):
+                    self._preempt(victim, "policy", draft, now)
+                if self.policy.head() is not head:  # a quota that has been eased lets another one go first
+                    continue
+                path = self._room_for(head, draft)
+            if path is None:
+                if self.pool.leaving:  # what is to be for the head is not to be taken meanwhile
+                    draft.awaited += head.demand(self.limits)
+                return
+            self._admit(head, path, draft, now)
+
+    def _candidates(self, head: Request) -> list[Request]:
+        """Requests that may have to give way to the head, lowest rank first."""
+        candidates = list[Request]()
+        if head.image and head.image.under_way:
+            return candidates
+        for request in reversed(self.running):
+            if not self.policy.displaces(head, request):
+                break
+            if request.state is State.DECODE and request.gained and not self.policy.protects(request):
+                candidates.append(request)
+        return candidates
+
+    def _victims(self, head: Request, candidates: list[Request], draft: Draft) -> list[Request]:
+        """Those of the candidates without whose rows and pages the head fits, as far as can be told; else none."""
+        rows = len(head.live) - self.table.free_rows
+        pages = head.demand(self.limits) + self._rows - (self.pool.available + self.pool.leaving - draft.awaited)
+        victims = list[Request]()
+        while rows > 0 or pages > 0:
+            victim = self.swapping.eviction.victim(candidates, self.policy.grade)
+            if victim is None:
+                return []
+            candidates.remove(victim)
+            victims.append(victim)
+            rows -= len(victim.live)
+            pages -= len(victim.live) + victim.pages
+        return victims
 
     def _preempt(self, request: Request, reason: str, draft: Draft, now: Nanoseconds) -> None:
         self.running.remove(request)
@@ -248,22 +317,47 @@ class Scheduler:
     # ---- admission and prefill
 
     def _plan_prefills(self, draft: Draft, now: Nanoseconds, admit: bool) -> None:
-        """Walk requests in prefill and the head of the queue in rank order while budget is left."""
+        """Walk requests in prefill and the head of the queue in rank order while budget is left.
+
+        A share of it is kept for those that starve; they have that, and all that the others leave, at the end.
+        """
+        starving = self._starving(draft, now, admit) if self.policy.share else []
         prefilling = deque(request for request in self.running if request.state is State.PREFILL)
-        decoding = bool(draft.sequences)
+        decoding, kept = bool(draft.sequences), 0
+        if self.policy.chunk is not None:
+            draft.left = min(draft.left, self.policy.chunk)
+        if starving:
+            draft.room = self._pace(draft, None, prefilling) if decoding else draft.left
+            kept = min(ceil(self.policy.share * draft.room), sum(map(_to_compute, starving)))
+            prefilling = deque(request for request in prefilling if request not in starving)
+        draft.left -= kept
         while draft.left:
             head = self.policy.head() if admit else None
             path = self._room_for(head, draft) if head and self._goes_before(head, prefilling) else None
             if path is None and not prefilling:
                 break
-            if decoding and not self._pace(draft, path, prefilling):
+            if decoding and not starving and not self._pace(draft, path, prefilling):
                 break
+            draft.room = draft.room or draft.left
             if head and path is not None:
                 self._admit(head, path, draft, now)
                 if not head.returning:
                     self._feed(head, draft)
             else:
                 self._feed(prefilling.popleft(), draft)
+        draft.left += kept
+        for request in starving:
+            if draft.left:
+                self._feed(request, draft)
+
+    def _starving(self, draft: Draft, now: Nanoseconds, admit: bool) -> list[Request]:
+        """Requests in prefill that starve, those of the queue that are entitled to run among them."""
+        while admit and draft.left and (head := self.policy.head()) and self.policy.starving(head):
+            path = self._room_for(head, draft)
+            if path is None:
+                break
+            self._admit(head, path, draft, now)
+        return [request for request in self.running if request.state is State.PREFILL and self.policy.starving(request)]
 
     def _pace(self, draft: Draft, path: list[Node] | None, prefilling: deque[Request]) -> int:
         """Leave to the next of them, or to who begins with `path`, only what keeps the pace of the decodes."""
@@ -286,7 +380,9 @@ class Scheduler:
         """
         if len(request.live) > self.table.free_rows or (request.image and request.image.under_way):
             return None
-        spare, path = self.limits.slots - self.table.free_rows, self.reuse.path(request)
+        if self.policy.cap and self.running and self._rows + len(request.live) > self.policy.cap:
+            return None
+        spare, path = self._rows, self.reuse.path(request)
         if request.image:
             path = path[: self.swapping.full_pages(request)]
         demand = request.demand(self.limits) - len(path) + self.reuse.idle(path)
@@ -294,6 +390,8 @@ class Scheduler:
 
     def _admit(self, request: Request, path: list[Node], draft: Draft, now: Nanoseconds) -> None:
         self.policy.remove(request)
+        self.policy.admit(request)
+        request.admitted_with = request.service
         for sequence in request.live:
             sequence.row, sequence.past, sequence.gained, sequence.node = self.table.take_row(), 0, 0, None
         if request.image:
@@ -438,6 +536,7 @@ class Scheduler:
             self._release(sequence)
         self._claim(request, request.reserved)
         self.accounts.leave(request.account)
+        self.policy.leave(request)
 
     def _release(self, sequence: Sequence) -> None:
         self.reuse.leave(sequence)
@@ -453,6 +552,11 @@ class Scheduler:
         old = request.enter(state, now)
         events.append(StateChanged(request.id, old, state, now, reason))
 
+    @property
+    def _rows(self) -> int:
+        """Sequences that run."""
+        return self.limits.slots - self.table.free_rows
+
     # ---- invariants
 
     def check(self) -> None:
@@ -461,7 +565,7 @@ class Scheduler:
         self.table.check()
         self.reuse.check()
         ranks = [self.policy.rank(request) for request in self.running]
-        assert ranks == sorted(ranks), "the running set is out of order"
+        assert self.policy.moves or ranks == sorted(ranks), "the running set is out of order"
         assert self.pool.reserved == sum(request.reserved for request in self.running), "promises do not add up"
         rows = [sequence.row for request in self.running for sequence in request.live]
         assert len(set(rows)) == len(rows) == self.limits.slots - self.table.free_rows, "rows do not add up"
@@ -486,3 +590,8 @@ class Scheduler:
         if request.forked and not request.gained:
             missing = self.table.needed_together([(s.row, s.past, s.length) for s in request.to_feed()])
             assert missing <= request.reserved, f"{request.id} is promised too few pages for its next token"
+
+
+def _to_compute(request: Request) -> int:
+    """Tokens that its live sequences have not in pages."""
+    return sum(sequence.length - sequence.past for sequence in request.live)

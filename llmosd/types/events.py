@@ -133,4 +133,27 @@ class Unloaded:
     now: Nanoseconds
 
 
-Event = Accepted | StateChanged | Output | Ended | Evicted | Restored | SwapFailed | Loaded | LoadFailed | Unloaded
+@dataclass(frozen=True, slots=True)
+class PolicyChanged:
+    """Another policy orders the requests of this model; or `dynamic` has changed what it does, and says why."""
+
+    model: str
+    old: str
+    new: str
+    reason: str
+    now: Nanoseconds
+
+
+Event = (
+    Accepted
+    | StateChanged
+    | Output
+    | Ended
+    | Evicted
+    | Restored
+    | SwapFailed
+    | Loaded
+    | LoadFailed
+    | Unloaded
+    | PolicyChanged
+)

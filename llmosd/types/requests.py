@@ -12,6 +12,8 @@ from llmosd.types.latency import Nanoseconds, Timeline, TimeSplit
 RequestId = str
 SequenceId = int
 
+POLICY_NAMES = ("fcfs", "priority", "fair", "sjf", "hrrn", "edf", "mlfq")
+
 NICE_MIN, NICE_MAX = -20, 19
 
 ServiceClass = Literal["interactive", "batch"]
@@ -90,18 +92,21 @@ class RequestSpec:
     service_class: ServiceClass = "interactive"
     ready: Nanoseconds | None = None
     tokenise: Nanoseconds = 0
+    deadline: Nanoseconds | None = None  # when it fails if it has not ended, on the kernel's clock
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What one user's running requests may hold at once: how many they are, pages, share of the pool.
+    """What one user's running requests may hold at once: how many they are, pages, share of the pool; and its weight.
 
-    0 requests or 0 pages is no limit. Of `pages` and `share` (above 0, at most 1) the tighter one counts.
+    0 requests or 0 pages is no limit. Of `pages` and `share` (above 0, at most 1) the tighter one counts. Under the
+    policy `fair` a user of weight 2 gets twice the service of one of weight 1.
     """
 
     running: int = 0
     pages: int = 0
     share: float = 1.0
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

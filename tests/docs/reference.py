@@ -101,6 +101,7 @@ ENDPOINTS = {
     "/v1/requests/{id}/stream": "what it says after the first `from` characters, as a stream, to its end",
     "/v1/control": "ps, kill, nice, suspend, resume or wait for requests by id or by a filter",
     "/v1/hibernate": "hibernate all live requests",
+    "/v1/policy": 'which policy orders requests and which there are; `{"policy": name}` sets it from the next step on',
     "/v1/memory": "segments, pages by state, waste, swap, a map of the pool, top users",
     "/v1/status": "what `llmosd status --json` shows",
     "/health": "200 while requests are taken, else 503",

@@ -27,6 +27,7 @@ from llmosd.types import (
 from tests.system.symbolic import expected_tokens
 
 RUNNING = {State.PREFILL, State.DECODE}
+WAITING = {State.QUEUED, State.PREEMPTED, State.SWAPPED}
 
 
 @dataclass
@@ -70,8 +71,26 @@ class Oracle:
     def runnable(self) -> list[str]:
         return [id for id in self.live if self.lives[id].state not in STANDING]
 
-    def rank(self, life: Life) -> tuple[int, int]:
-        return (life.nice if self.policy == "priority" else 0, life.number)
+    @property
+    def ordered(self) -> bool:
+        """Whether the policy's ranks are those of `rank`, for good."""
+        return self.policy in ("fcfs", "priority", "sjf", "edf")
+
+    def rank(self, life: Life) -> tuple[int, int, int]:
+        """Class, what the policy goes by (nobody has a deadline, nobody waits long enough to starve), arrival."""
+        batch, key = life.spec.service_class == "batch", 0
+        if self.policy == "priority":
+            key = life.nice
+        elif self.policy == "sjf":
+            key = len(life.spec.prompt) + 2 * life.spec.sampling.n * life.max_tokens
+        return (batch, 0 if batch else key, life.number)
+
+    def _displaces(self, other: Life, victim: Life) -> bool:
+        """Whether one that waits may take slot or pages of one that runs."""
+        classes = [life.spec.service_class for life in (other, victim)]
+        if "batch" in classes:
+            return classes == ["interactive", "batch"]
+        return other.nice < victim.nice if self.policy == "priority" else self.policy in ("fair", "mlfq", "dynamic")
 
     def waits(self, life: Life) -> bool:
         return life.state in (State.QUEUED, State.PREEMPTED) or (
@@ -90,7 +109,8 @@ class Oracle:
         assert spec.id not in self.lives
         self.lives[spec.id] = life
         ahead = [other for other in self.lives.values() if self.waits(other)]
-        assert view.position == 1 + sum(self.rank(other) < self.rank(life) for other in ahead)
+        before = sum(self.rank(other) < self.rank(life) for other in ahead)
+        assert view.position == 1 + before or (not self.ordered and view.position)
 
     def restarted(self, shift: int) -> None:
         """A new kernel takes the live requests over, in their order; its clock is the old one plus `shift`."""
@@ -137,8 +157,11 @@ class Oracle:
         assert event.old is life.state
         if event.is_preemption:
             running = [other for other in self.lives.values() if other.state in RUNNING]
-            alone = event.reason == "unload"  # all of them lose their pages
-            assert alone or min(running, key=self.rank) is not life, "the top-ranked is the victim"
+            if event.reason == "policy":
+                waiting = [other for other in self.lives.values() if other.state in WAITING]
+                assert any(self._displaces(other, life) for other in waiting), "it gave way to nobody"
+            elif event.reason != "unload" and self.ordered:  # then all of them lose their pages
+                assert min(running, key=self.rank) is not life, "the top-ranked is the victim"
             assert life.gained > 0, "preempted without having gained a token"
             life.preemptions += 1
         life.suspensions += event.new in STANDING
@@ -156,7 +179,7 @@ class Oracle:
         """Of one user's requests none is overtaken; of others only those that their quota may keep from running."""
         quota = self.quotas.of(admitted.spec.user)
         assert not quota.running or self.running(admitted.spec.user) < quota.running, "too many run of one user"
-        for other in self.lives.values():
+        for other in self.lives.values() if self.ordered else ():
             if self.waits(other) and self.rank(other) < self.rank(admitted):
                 assert other.spec.user != admitted.spec.user, "a request of the same user was overtaken"
                 assert self._may_be_over_quota(other.spec.user), "the head of the queue was overtaken"

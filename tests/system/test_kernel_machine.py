@@ -1,4 +1,4 @@
-"""Random commands and steps in tiny pools under both policies: after each, every invariant and promise holds."""
+"""Random commands and steps in tiny pools under all policies: after each, every invariant and promise holds."""
 
 from __future__ import annotations
 
@@ -72,6 +72,7 @@ def shapes(draw: st.DrawFn) -> dict[str, Any]:
         "n": draw(st.sampled_from([1, 1, 1, 2, 3])),
         "nice": draw(st.integers(-2, 2)),
         "user": draw(st.sampled_from("aab")),
+        "batch": draw(st.sampled_from([False, False, True])),
         "ignore_eos": draw(st.sampled_from([True, True, False])),
     }
 
@@ -148,6 +149,10 @@ class KernelMachine(RuleBasedStateMachine):
     def renice(self, place: int, nice: int) -> None:
         if live := self.world.oracle.live:
             self.world.renice(live[place % len(live)], nice)
+
+    @rule(policy=st.sampled_from(sorted(POLICIES)))
+    def set_policy(self, policy: str) -> None:
+        self.world.set_policy(policy)
 
     @rule(place=st.integers(0, 5))
     def suspend(self, place: int) -> None:

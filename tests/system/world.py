@@ -12,7 +12,18 @@ from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import POLICIES
 from llmosd.system.snapshot import KeptPages
 from llmosd.system.speculation import Speculation
-from llmosd.types import STANDING, UNLIMITED, Event, EvictionMode, Plan, Quotas, RequestSpec, Sampling, State
+from llmosd.types import (
+    STANDING,
+    UNLIMITED,
+    Event,
+    EvictionMode,
+    Plan,
+    PolicyChanged,
+    Quotas,
+    RequestSpec,
+    Sampling,
+    State,
+)
 from tests.system.oracle import Oracle
 from tests.system.symbolic import SymbolicExecutor
 
@@ -91,13 +102,24 @@ class World:
         age: int = 0,
         salt: str = "",
         user: str = "",
+        batch: bool = False,
     ) -> str:
         """Submit a prompt, given or of so many tokens; the request's id."""
         id = f"r{self.submitted}"
         self.submitted += 1
         tokens = [(7 * i + self.submitted) % 12 for i in range(prompt)] if isinstance(prompt, int) else prompt
         sampling = Sampling(max_tokens=max_tokens, n=n, ignore_eos=ignore_eos)
-        spec = RequestSpec(id, "m", tokens, sampling, user=user, nice=nice, arrived=self.now - age, cache_salt=salt)
+        spec = RequestSpec(
+            id,
+            "m",
+            tokens,
+            sampling,
+            user=user,
+            nice=nice,
+            arrived=self.now - age,
+            cache_salt=salt,
+            service_class="batch" if batch else "interactive",
+        )
         self.oracle.submitted(spec, self.kernel.submit(spec, self.now), self.now)
         return id
 
@@ -184,6 +206,14 @@ class World:
     def renice(self, id: str, nice: int) -> None:
         assert self.kernel.renice(id, nice, self.now).nice == nice
         self.oracle.lives[id].nice = nice
+        self.kernel.check()
+
+    def set_policy(self, name: str) -> None:
+        old = self.kernel.policy.name
+        events = self.kernel.set_policy(name, self.now)
+        assert events == ([] if name == old else [PolicyChanged("", old, name, "a person", self.now)])
+        self.oracle.policy = name
+        self._parts = (name, *self._parts[1:])
         self.kernel.check()
 
     def resize(self, pages: int) -> None:
@@ -313,7 +343,7 @@ class World:
         views = {view.id: view for view in self.kernel.views()}
         assert views.keys() == set(self.oracle.live)
         ranks = [self.oracle.rank(self.oracle.lives[id]) for id in views]
-        assert ranks == sorted(ranks)
+        assert not self.oracle.ordered or ranks == sorted(ranks)
         for id, view in views.items():
             life = self.oracle.lives[id]
             assert view == self.kernel.view(id)

@@ -28,6 +28,7 @@ GROUPS = {
     "batch": ("batch",),
     "mem": ("mem",),
     "keys": ("keys",),
+    "policy": ("policy",),
     "query": ("query",),
     "models": ("models",),
     "doctor": ("doctor",),

@@ -26,6 +26,7 @@ from llmosd.application.http.errors import on_http_error, on_llmos_error
 from llmosd.application.http.files import FilesEndpoint
 from llmosd.application.http.generation import Backing
 from llmosd.application.http.models import ModelsEndpoint
+from llmosd.application.http.policy import PolicyEndpoint
 from llmosd.application.http.reply import ok
 from llmosd.application.http.requests import RequestsEndpoint
 from llmosd.application.http.rights import guarded
@@ -72,6 +73,7 @@ def create_app(
         Route("/v1/requests/{id}/stream", requests.stream, methods=["GET"]),
         Route("/v1/control", ControlEndpoint(commands).post, methods=["POST"]),
         Route("/v1/hibernate", requests.hibernate_all, methods=["POST"]),
+        Route("/v1/policy", PolicyEndpoint(service).one, methods=["GET", "PUT"]),
         Route("/v1/memory", _memory(service), methods=["GET"]),
         Route("/v1/status", _status(status), methods=["GET"]),
         Route("/health", _health(service), methods=["GET"]),

@@ -1,38 +1,28 @@
-"""Who goes first. A policy orders the requests that wait, and ranks those that run when pages run out."""
+"""Who goes first, who gives way: one small file for each policy, all behind `Policy`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
+from llmosd.errors import InvalidRequest
+from llmosd.system.policy.edf import Edf
+from llmosd.system.policy.fair import Fair
 from llmosd.system.policy.fcfs import Fcfs
+from llmosd.system.policy.hrrn import Hrrn
+from llmosd.system.policy.mlfq import Mlfq
+from llmosd.system.policy.policy import Policy, Rules
 from llmosd.system.policy.priority import Priority
-from llmosd.system.policy.ranked import Rank
-from llmosd.system.request import Request
+from llmosd.system.policy.sjf import Sjf
+
+__all__ = ["POLICIES", "Policy", "Rules", "named"]
+
+POLICIES: dict[str, Callable[..., Policy]] = {
+    policy.name: policy for policy in (Fcfs, Priority, Fair, Sjf, Hrrn, Edf, Mlfq)
+}
 
 
-class Policy(Protocol):
-    """The waiting requests in the policy's order; no operation may scan or sort them."""
-
-    name: str
-
-    def rank(self, request: Request) -> Rank:
-        """Smaller goes first; unique; constant while the request waits or runs, unless it is removed and re-added."""
-        ...
-
-    def __len__(self) -> int: ...
-    def add(self, request: Request) -> None: ...
-    def remove(self, request: Request) -> None: ...
-
-    def head(self) -> Request | None:
-        """The request to admit next. It stays in the queue until removed, and nothing overtakes it."""
-        ...
-
-    def position(self, request: Request) -> int:
-        """Place in the queue from 1; of one that is not in it, how many are before it."""
-        ...
-
-    def check(self) -> None: ...
-
-
-POLICIES: dict[str, Callable[[], Policy]] = {"fcfs": Fcfs, "priority": Priority}
+def named(name: str, rules: Rules) -> Policy:
+    """Raises InvalidRequest, naming all there are, where there is none of that name."""
+    if name not in POLICIES:
+        raise InvalidRequest(f"there is no policy {name!r}; use one of {', '.join(POLICIES)}", param="policy")
+    return POLICIES[name](rules)

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from llmosd.system.policy.ranked import Rank, RankedQueue
+from llmosd.system.policy.policy import RankedPolicy
+from llmosd.system.policy.ranked import Rank
 from llmosd.system.request import Request
 
 
-class Fcfs(RankedQueue):
-    """First come, first served: by arrival, whatever the nice value."""
+class Fcfs(RankedPolicy):
+    """First come, first served: by arrival, whatever the nice value. Nice only says who gives pages up first."""
 
     name = "fcfs"
 
