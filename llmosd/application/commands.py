@@ -39,7 +39,7 @@ class Commands:
                 caller.check(Deed.SEE)
                 views = await self._service.wait(selection, WAIT_S if command.timeout_s is None else command.timeout_s)
             case _:
-                views = await self._control(_action(command), selection, caller)
+                views = await self._control(_action(command, caller), selection, caller)
         return [shown(view, caller) for view in views]
 
     async def _control(self, action: Action, selection: Selection, caller: Caller) -> list[RequestView]:
@@ -80,10 +80,10 @@ def _check(command: CommandBody) -> None:
         raise InvalidRequest(f"timeout_s must be between 0 and {WAIT_S:.0f}", param="timeout_s")
 
 
-def _action(command: CommandBody) -> Action:
+def _action(command: CommandBody, caller: Caller) -> Action:
     match command.command:
         case "kill":
-            return Kill("somebody killed it")
+            return Kill(f"killed by {caller.user or 'command'}")
         case "nice":
             assert command.nice is not None
             return Nice(command.nice)

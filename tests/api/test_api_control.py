@@ -297,6 +297,19 @@ async def test_another_users_request_is_neither_controlled_nor_read(tmp_path: Pa
             assert ids(await control(house, "kill", "root", user="ann")) == {"a"}
 
 
+async def test_what_another_user_asked_is_not_found_in_the_cache(tmp_path: Path) -> None:
+    async with house_with_keys(tmp_path, prefixes=True) as house:
+        body = {"model": MODEL, "prompt": "a" * 200, "max_tokens": 1}
+
+        async def cached(caller: str) -> int:
+            answer = await house.http.post(COMPLETIONS, json=body, headers=bearer(caller))
+            return int(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+        assert await cached("ann") == 0
+        assert await cached("bob") == 0
+        assert await cached("ann") > 0
+
+
 async def test_clients_send_the_key_of_their_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with house_with_keys(tmp_path) as house:
         tasks = [await begin(house, "a", "ann")]
@@ -308,7 +321,7 @@ async def test_clients_send_the_key_of_their_environment(tmp_path: Path, monkeyp
             async with AsyncClient(house.url) as client:
                 assert [row.id for row in await client.requests()] == ["a"]
                 with pytest.raises(Forbidden, match="another user's"):
-                    await client.cancel("a")
+                    await client.control("kill", ids=["a"])
             assert await cli(house, "kill", "a") == 2
             monkeypatch.setenv(KEY, "not a\nkey")
             with pytest.raises(InvalidRequest, match=KEY):

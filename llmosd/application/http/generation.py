@@ -156,7 +156,7 @@ async def begin(
         sampling=sampling,
         user=named if caller.user is None else caller.user,
         nice=body.nice,
-        cache_salt=body.cache_salt or "",
+        cache_salt=_salt(caller.user, body.cache_salt or ""),
         arrived=arrived(request),
         ready=ready,
         tokenise=ready - began,
@@ -202,6 +202,11 @@ def streamed(
 
 def _numbered(id: str, prompt: int) -> str:
     return f"{id}-{prompt}" if prompt else id
+
+
+def _salt(user: str | None, wanted: str) -> str:
+    """Where users are told apart, nobody learns by what is found in the cache how another one's prompt begins."""
+    return wanted if user is None else f"{user}\n{wanted}"
 
 
 def _label(user: str, text: str) -> str:
