@@ -168,6 +168,16 @@ class Client:
     def models(self) -> list[str]:
         return [model["id"] for model in self._call("GET", "/v1/models", _Models).data]
 
+    def loaded_models(self) -> set[str]:
+        return {model["id"] for model in self._call("GET", "/v1/models", _Models).data if model["resident"]}
+
+    def load(self, model: str) -> None:
+        self._call("POST", f"{_model(model)}/load", dict[str, Any], timeout=_GENERATING)
+
+    def unload(self, model: str) -> None:
+        """Waits for its requests to end."""
+        self._call("POST", f"{_model(model)}/unload", dict[str, Any], timeout=_GENERATING)
+
     def chat_stream(self, messages: Sequence[Mapping[str, str]], model: str, **params: Any) -> Iterator[Piece]:
         """Pieces as they come; leaving the iterator cancels the request."""
         options = {"include_usage": True, "continuous_usage_stats": True}
@@ -307,6 +317,10 @@ def _reaching(url: str) -> Iterator[None]:
 
 def _path(id: str) -> str:
     return f"/v1/requests/{quote(id, safe='')}"
+
+
+def _model(id: str) -> str:
+    return f"/v1/models/{quote(id, safe='')}"
 
 
 def _decoded(response: httpx.Response, type_: type[T]) -> T:

@@ -18,6 +18,7 @@ from llmosd.application.engine_messages import (
     Control,
     Hibernate,
     Inspect,
+    LoadModel,
     PageContents,
     Pause,
     ReadPages,
@@ -25,6 +26,7 @@ from llmosd.application.engine_messages import (
     Restore,
     SetPolicy,
     Submit,
+    UnloadModel,
     Unpause,
 )
 from llmosd.system.executor import Executor
@@ -40,6 +42,7 @@ __all__ = [
     "Engine",
     "Hibernate",
     "Inspect",
+    "LoadModel",
     "PageContents",
     "Pause",
     "ReadPages",
@@ -48,6 +51,7 @@ __all__ = [
     "SetPolicy",
     "Submit",
     "ThreadEngine",
+    "UnloadModel",
     "Unpause",
 ]
 

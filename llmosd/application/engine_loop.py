@@ -15,11 +15,13 @@ from enum import Enum, auto
 from llmosd.application.engine_messages import (
     AddModel,
     Answer,
+    AtOnce,
     Batch,
     Command,
     Control,
     Hibernate,
     Inspect,
+    LoadModel,
     PageContents,
     Pause,
     ReadPages,
@@ -27,8 +29,10 @@ from llmosd.application.engine_messages import (
     Restore,
     SetPolicy,
     Submit,
+    UnloadModel,
     Unpause,
 )
+from llmosd.application.engine_models import ModelCommands
 from llmosd.errors import LlmosError, StepError, Unavailable
 from llmosd.system.control import control
 from llmosd.system.executor import Executor, Interruptible, PageStore, nothing
@@ -106,6 +110,7 @@ class Loop:
         if isinstance(executor, Interruptible):
             inbox.notify = executor.interrupt
         self._deliver = deliver
+        self._models = ModelCommands(kernel)
         self._clock = clock
         self._phase = Phase.RUNNING
         self._in_flight: Plan | None = None
@@ -154,16 +159,19 @@ class Loop:
                 self._stop(message)
                 continue
             try:
-                replies.append(Reply(message.ticket, self._apply(message, events)))
+                if isinstance(message, LoadModel | UnloadModel):
+                    self._models.apply(message, self._clock())
+                else:
+                    replies.append(Reply(message.ticket, self._apply(message, events)))
             except LlmosError as error:
                 replies.append(Reply(message.ticket, error))
-        self._hand_over(replies, events)
+        self._hand_over([*replies, *self._models.replies()], events)
 
     def _stop(self, stop: Stop) -> None:
         if self._phase is not Phase.STOPPING:
             self._phase = Phase.DRAINING if stop.drain else Phase.STOPPING
 
-    def _apply(self, command: Command, events: list[Event]) -> Answer:
+    def _apply(self, command: AtOnce, events: list[Event]) -> Answer:
         now, kernel = self._clock(), self._kernel
         match command:
             case Submit(spec=spec):
@@ -259,7 +267,7 @@ class Loop:
             between_ns=between,
         )
         self._release()  # in case the step failed before it computed
-        self._held = self._batch((), events, stats if plan.sequences else None)
+        self._held = self._batch(self._models.replies(events), events, stats if plan.sequences else None)
 
     def _execute(self, plan: Plan) -> StepResult:
         """The step; a failed one is tried again, then sequence by sequence, so that the culprit fails alone."""

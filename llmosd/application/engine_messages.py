@@ -9,7 +9,7 @@ from llmosd.record import record
 from llmosd.system.control import Action, Selection
 from llmosd.system.residency import ModelEntry
 from llmosd.system.snapshot import KeptPages, Snapshot
-from llmosd.types import Event, KernelStats, Nanoseconds, RequestId, RequestSpec, RequestView, StepStats
+from llmosd.types import Event, KernelStats, ModelStats, Nanoseconds, RequestId, RequestSpec, RequestView, StepStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +101,31 @@ class SetPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadModel:
+    """Loads a model that is known; answered with its ModelStats when it is in memory, or is not to be any more."""
+
+    ticket: int
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadModel:
+    """Answered with its ModelStats when it is out of memory, or is to stay after all; requests in it end before."""
+
+    ticket: int
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class Inspect:
     """Answered with KernelStats, the live requests included."""
 
     ticket: int
 
 
-Command = Submit | Control | Pause | Unpause | Hibernate | ReadPages | Restore | AddModel | SetPolicy | Inspect
-Answer = RequestView | KernelStats | tuple[RequestView, ...] | tuple[Snapshot, ...] | PageContents | None
+AtOnce = Submit | Control | Pause | Unpause | Hibernate | ReadPages | Restore | AddModel | SetPolicy | Inspect
+Command = AtOnce | LoadModel | UnloadModel
+Answer = RequestView | KernelStats | ModelStats | tuple[RequestView, ...] | tuple[Snapshot, ...] | PageContents | None
 
 
 @dataclass(frozen=True, slots=True)

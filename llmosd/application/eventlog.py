@@ -28,6 +28,9 @@ TEXT_LIMIT = 300
 Sink = Callable[[EventMessage], None]
 
 
+_UNLOADED = {"idle": "idle for long", "room": "another needs the memory", "asked": "as somebody asked"}
+
+
 class EventLog:
     """Numbers messages and hands each to every sink. What users wrote goes out escaped, prompts not at all.
 
@@ -78,8 +81,7 @@ class EventLog:
                     text = f"loaded in {event.ns / 1e6:.0f} ms with {event.pages} pages"
                     self.note("info", "model.loaded", f"{event.model}: {text}")
                 case Unloaded():
-                    why = "idle for long" if event.reason == "idle" else "another needs the memory"
-                    self.note("info", "model.unloaded", f"{event.model}: unloaded, {why}")
+                    self.note("info", "model.unloaded", f"{event.model}: unloaded, {_UNLOADED[event.reason]}")
                 case LoadFailed():
                     self.note("error", "model.failed", f"{event.model}: not loaded: {event.error}")
                 case PolicyChanged():

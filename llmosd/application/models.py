@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from llmosd.application.image import Numerics
 from llmosd.application.prompts import Prompts
 from llmosd.application.service import Service
-from llmosd.errors import NotFound
+from llmosd.errors import NotFound, Unavailable
 from llmosd.system.residency import ModelEntry
 
 
@@ -74,12 +74,34 @@ class Models:
                     self._known[name] = await self._make_known(name)
         return self._known[name]
 
+    async def load(self, name: str) -> None:
+        """Return when it is in memory. Raises what `get` raises, and Unavailable where it is unloaded again at once."""
+        await self.get(name)
+        if not (await self._service.load_model(name)).resident:
+            raise Unavailable(f"{name} is not loaded: it was to be unloaded meanwhile")
+
+    async def unload(self, name: str) -> None:
+        """Return when it is out of memory, as soon as its requests have ended; one that is not there is left alone.
+
+        Raises ModelNotFound, InvalidRequest for one that is pinned, Unavailable where it is asked for again meanwhile.
+        """
+        if name not in self._known:
+            await self._check_installed(name)
+        elif (await self._service.unload_model(name)).resident:
+            raise Unavailable(f"{name} stays in memory: it was to be loaded meanwhile")
+
+    async def _check_installed(self, name: str) -> None:
+        names = [card.id for card in await self.installed()]
+        if name not in names:
+            there = ", ".join(map(repr, names))
+            raise ModelNotFound(f"the model {name!r} is not installed here; there is {there}", param="model")
+
     async def _make_known(self, name: str) -> ServedModel:
         try:
             model, entry = await asyncio.to_thread(self._open, name)
         except NotFound:
-            names = ", ".join(repr(card.id) for card in await self.installed())
-            raise ModelNotFound(f"the model {name!r} is not installed here; there is {names}", param="model") from None
+            await self._check_installed(name)
+            raise
         await self._service.add_model(entry)
         return model
 

@@ -24,11 +24,13 @@ from llmosd.application.engine import (
     Engine,
     Hibernate,
     Inspect,
+    LoadModel,
     PageContents,
     ReadPages,
     Restore,
     SetPolicy,
     Submit,
+    UnloadModel,
 )
 from llmosd.application.flow import DEFAULT, BackPressure, Flow
 from llmosd.application.roster import HISTORY, Roster
@@ -41,6 +43,7 @@ from llmosd.system.snapshot import Snapshot
 from llmosd.types import (
     ENDED,
     KernelStats,
+    ModelStats,
     Nanoseconds,
     RequestId,
     RequestSpec,
@@ -208,6 +211,16 @@ class Service:
     async def set_policy(self, name: str) -> None:
         """Let another policy order requests, from the next step on. Raises InvalidRequest, naming those there are."""
         await self._ask(SetPolicy(next(self._tickets), name))
+
+    async def load_model(self, model: str) -> ModelStats:
+        """Once it is in memory, or is not to be any more. Raises ModelError where it could not be loaded."""
+        stats: ModelStats = await self._ask(LoadModel(next(self._tickets), model))
+        return stats
+
+    async def unload_model(self, model: str) -> ModelStats:
+        """Once it is out of memory, or is to stay after all. Raises InvalidRequest for one that is pinned."""
+        stats: ModelStats = await self._ask(UnloadModel(next(self._tickets), model))
+        return stats
 
     async def inspect(self) -> KernelStats:
         """Everything about the kernel, as it is now."""

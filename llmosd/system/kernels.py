@@ -17,6 +17,7 @@ from llmosd.system.turns import Turns
 from llmosd.types import (
     Event,
     KernelStats,
+    ModelStats,
     Nanoseconds,
     Plan,
     RequestId,
@@ -63,6 +64,21 @@ class Kernels:
             self._kernels[entry.kernel.model] = entry.kernel
 
     # ---- commands
+
+    def load(self, model: str, now: Nanoseconds) -> ModelStats:
+        """Load it without a request, as soon as there is room; the result says whether it is there already."""
+        self.kernel(model)
+        self.residency.load(model, now)
+        return self.model(model)
+
+    def unload(self, model: str) -> ModelStats:
+        """Unload it as soon as none of its requests runs or waits. Raises InvalidRequest for one that is pinned."""
+        self.kernel(model)
+        self.residency.unload(model)
+        return self.model(model)
+
+    def model(self, model: str) -> ModelStats:
+        return self.residency.members[model].stats()
 
     def submit(self, spec: RequestSpec, now: Nanoseconds) -> list[Event]:
         kernel = self.kernel(spec.model)

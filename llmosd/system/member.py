@@ -46,6 +46,8 @@ class Member:
     used: Nanoseconds = 0  # when it last had work
     waits: Nanoseconds | None = None  # since when it is a claimant
     closing: Nanoseconds | None = None  # since when it admits no more requests
+    wanted: bool = False  # a person wants it loaded; until it is
+    leaving: bool = False  # a person wants it unloaded; as soon as it has no work
     target: int = 0  # pages that its pool shall have
     extent: int = 0  # pages whose memory it has
     loads: int = 0
@@ -65,6 +67,15 @@ class Member:
     def floor(self) -> int:
         """Pages without which a request that runs or waits could not end."""
         return max(self.size.least, self.kernel.floor)
+
+    @property
+    def is_needed(self) -> bool:
+        return self.wanted or not self.kernel.idle
+
+    @property
+    def can_leave(self) -> bool:
+        """Whether it is to be unloaded now because a person wants it so."""
+        return self.leaving and self.resident and self.kernel.idle
 
     @property
     def is_short(self) -> bool:
@@ -88,6 +99,8 @@ class Member:
 
     def expires(self) -> Nanoseconds | None:
         """When it is to be unloaded if nobody asks for it until then."""
+        if self.can_leave:
+            return self.used
         if self.pinned or self.keep_alive is None or not self.resident or not self.kernel.idle:
             return None
         return self.used + self.keep_alive

@@ -16,13 +16,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
-from llmosd.errors import DoesNotFit
+from llmosd.errors import DoesNotFit, InvalidRequest
 from llmosd.system.member import Member, ModelEntry, ModelSize
 from llmosd.system.segments import SegmentTable
 from llmosd.system.turns import Urgency
-from llmosd.types import STANDING, Event, LoadDone, Loaded, LoadFailed, ModelStats, Nanoseconds, PoolSize, Unloaded
+from llmosd.types import (
+    STANDING,
+    Event,
+    LoadDone,
+    Loaded,
+    LoadFailed,
+    ModelStats,
+    Nanoseconds,
+    PoolSize,
+    Unloaded,
+    UnloadReason,
+)
 
 __all__ = ["ModelEntry", "ModelSize", "Residency"]
 
@@ -61,7 +71,7 @@ class Residency:
         self._minimum, self._patience = minimum, patience
         self._settled = True  # every pool has the size that is meant for it
         self._in_the_way: list[tuple[str, int]] = []
-        self._reasons: dict[str, Literal["idle", "room"]] = {}  # of unloads under way
+        self._reasons: dict[str, UnloadReason] = {}  # of unloads under way
 
     # ---- members
 
@@ -102,19 +112,37 @@ class Residency:
         if member.is_short and member.waits is None:
             member.waits = now
 
+    def load(self, name: str, now: Nanoseconds) -> None:
+        """Load it without a request; from now on it is used, and stays as long as one that a request was for."""
+        member = self.members[name]
+        member.used, member.leaving, member.wanted = now, False, not member.resident
+
+    def unload(self, name: str) -> None:
+        """Unload it as soon as none of its requests runs or waits. Raises InvalidRequest for one that is pinned."""
+        member = self.members[name]
+        if member.pinned:
+            raise InvalidRequest(f"{name} is pinned: take it out of `pinned` and start the daemon again", param="model")
+        member.wanted, member.leaving = False, member.resident
+
     def serving(self) -> list[tuple[Urgency, str]]:
         """Models that the next step can serve."""
         return [(member.urgency, member.name) for member in self.members.values() if member.serves]
 
     def wake_at(self) -> Nanoseconds | None:
-        """When a model without work is to be unloaded, if nothing happens until then."""
+        """When a model without work is to be unloaded, or at once one loaded, if nothing happens until then."""
+        if any(member.wanted for member in self.members.values()):
+            return 0
         return min((at for member in self.members.values() if (at := member.expires()) is not None), default=None)
 
     # ---- before a step
 
     def arrange(self, now: Nanoseconds) -> Change:
         """What has to be loaded, unloaded and resized now."""
-        change, claimant = Change(), self._claimant(now)
+        change = Change()
+        for member in self.members.values():
+            if member.can_leave:
+                self._unload(member, "asked", change)
+        claimant = self._claimant(now)
         if claimant is None:
             self._close(set(), now)
             for member in self.members.values():
@@ -145,9 +173,9 @@ class Residency:
         for member in self.members.values():
             if member.resident and member.waits is not None and not member.is_short:
                 member.waits = None  # who was in need of more has left
-            if not member.resident and not member.kernel.idle and member.waits is None:
+            if not member.resident and member.is_needed and member.waits is None:
                 member.waits = now
-            if member.waits is not None and member.kernel.idle:
+            if member.waits is not None and not member.is_needed:
                 member.waits = None
             if member.waits is not None:
                 waiting.append((member.urgency, member.waits, member.name))
@@ -253,9 +281,9 @@ class Residency:
             self.table.resize(member.name, "pool", extent * member.size.page)
             change.resizes.append(PoolSize(member.name, extent, copies))
 
-    def _unload(self, member: Member, reason: Literal["idle", "room"], change: Change) -> None:
+    def _unload(self, member: Member, reason: UnloadReason, change: Change) -> None:
         member.kernel.resize(0)
-        member.resident, member.closing, member.waits = False, None, None
+        member.resident, member.closing, member.waits, member.leaving = False, None, None, False
         self.table.release(member.name)
         self._reasons[member.name] = reason
         self._settled = False
@@ -272,7 +300,7 @@ class Residency:
             member.load_ns += done.ns
             return [Loaded(member.name, member.kernel.pool.total, done.ns, now)]
         member.kernel.resize(0)
-        member.waits = None
+        member.waits, member.wanted = None, False
         self.table.release(member.name)
         self._settled = False
         events: list[Event] = [LoadFailed(member.name, done.error, now)]
@@ -288,7 +316,7 @@ class Residency:
         return [Unloaded(member.name, self._reasons.pop(member.name), done.ns, now)]
 
     def _enter(self, member: Member, now: Nanoseconds) -> None:
-        member.resident, member.since, member.used, member.waits = True, now, now, None
+        member.resident, member.since, member.used, member.waits, member.wanted = True, now, now, None, False
 
     # ---- small things
 

@@ -19,6 +19,7 @@ from llmosd.types.events import (
     StateChanged,
     SwapFailed,
     Unloaded,
+    UnloadReason,
 )
 from llmosd.types.latency import Nanoseconds, QueuedTime, Timeline, TimeSplit, WaitReason
 from llmosd.types.memory import (
@@ -119,6 +120,7 @@ __all__ = [
     "Timeline",
     "TokenLogprob",
     "TransferDone",
+    "UnloadReason",
     "Unloaded",
     "UserUsage",
     "WaitReason",

@@ -123,12 +123,15 @@ class LoadFailed:
     now: Nanoseconds
 
 
+UnloadReason = Literal["idle", "room", "asked"]
+
+
 @dataclass(frozen=True, slots=True)
 class Unloaded:
-    """A model is out of memory: it had been idle for long, or another needed the room."""
+    """A model is out of memory: it had been idle for long, another needed the room, or a person wanted it so."""
 
     model: str
-    reason: Literal["idle", "room"]
+    reason: UnloadReason
     ns: Nanoseconds
     now: Nanoseconds
 

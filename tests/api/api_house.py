@@ -48,6 +48,7 @@ from llmosd.system.residency import ModelEntry, ModelSize, Residency
 from llmosd.system.speculation import Speculation
 from llmosd.types import (
     UNLIMITED,
+    LoadDone,
     Plan,
     Quotas,
     RequestView,
@@ -100,10 +101,14 @@ class LettersExecutor:
         self.wait: Callable[[], object] = nothing  # in each step
         self.poisoned: str | None = None  # steps with a sequence whose prompt contains this byte string fail
         self.started: dict[int, SequenceStart] = {}
+        self.broken: dict[str, str] = {}  # models that cannot be loaded, and why
         self._inner = CostModelExecutor(COST, length, clock)
 
     def execute(self, plan: Plan, meanwhile: Callable[[], None] = nothing) -> StepResult:
         meanwhile()
+        if not plan.model:
+            loads = tuple(LoadDone(size.model, 1, self.broken.get(size.model)) for size in plan.loads)
+            return StepResult(plan.step, (), loads=loads, unloads=tuple(LoadDone(name, 1) for name in plan.unloads))
         self.gate.wait()
         self.commanded.wait(self.pause_s)
         self.commanded.clear()

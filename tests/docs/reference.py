@@ -93,6 +93,8 @@ ENDPOINTS = {
     "/v1/batches": "run the requests of a file when nobody is kept waiting by it, or list batches",
     "/v1/batches/{id}": "one of them, with its status and counts",
     "/v1/batches/{id}/cancel": "cancel what runs of it; what is done stays",
+    "/v1/models/{id}/load": "load it now; answered when it is in memory",
+    "/v1/models/{id}/unload": "unload it when its requests have ended; answered then",
     "/v1/requests": "live requests and the last 1,000 ended; filters `user`, `session`, `state`, `model`, `class`",
     "/v1/requests/{id}": 'show (with its text where that is open), cancel, or renice with `{"priority": n}`',
     "/v1/requests/{id}/suspend": "let it stand still; its stream stays open",

@@ -116,7 +116,7 @@ def test_an_idle_model_leaves_when_its_time_is_over(home: Path) -> None:
         def lives() -> dict[str, tuple[int, int]]:
             return {model["model"]: (model["loads"], model["unloads"]) for model in memory(daemon)["models"]}
 
-        ask(daemon, OTHER, 0)
+        assert daemon.cli("models", "load", OTHER).stdout == f"{OTHER} is loaded\n"
         eventually(lambda: lives()[OTHER] == (1, 1), "the other model is unloaded")
         assert lives()[MODEL] == (0, 0), "the default model stays"
         ask(daemon, OTHER, 1)

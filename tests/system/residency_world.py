@@ -104,7 +104,7 @@ class ManyModels:
     def step(self, took: int = 1) -> Plan | None:
         plan = self.kernels.plan(self.now)
         if plan is None:
-            assert self.kernels.idle, "work is there but nothing runs"
+            assert self.kernels.idle and self.residency.wake_at() != 0, "work is there but nothing runs"
             return None
         result = self._execute(plan)
         self.now += took

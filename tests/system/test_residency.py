@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from llmosd.errors import ContextTooLong, DoesNotFit, QueueFull
+from llmosd.errors import ContextTooLong, DoesNotFit, InvalidRequest, QueueFull
 from llmosd.system.kernel import Limits
 from llmosd.system.policy import POLICIES
 from llmosd.system.residency import ModelSize
@@ -144,6 +144,65 @@ def test_a_pool_shrinks_for_another_model_and_grows_back() -> None:
         assert plan.unloads or plan.resizes
     assert pool.total == 8
     assert world.resident() == "a"
+
+
+def test_a_person_loads_and_unloads_without_a_request() -> None:
+    world = two(keep_alive=100)
+    assert not world.kernels.load("a", world.now).resident
+    assert world.residency.wake_at() == 0
+    assert world.step().loads
+    assert world.kernels.load("a", world.now).resident, "it is there already"
+    world.kernels.load("b", world.now)
+    while world.residency.wake_at() == 0:
+        assert world.step()
+    assert changes(world) == "aAb", "as for a request"
+    world.now += 99
+    world.kernels.load("b", world.now)
+    assert world.residency.wake_at() == world.now + 100, "it counts as use"
+    world.kernels.unload("b")
+    assert world.step().unloads == ("b",)
+    [*_, gone] = [event for event in world.events if isinstance(event, Unloaded)]
+    assert (gone.model, gone.reason) == ("b", "asked")
+    assert not world.kernels.unload("b").resident
+    assert world.step() is None
+
+
+def test_a_model_is_unloaded_when_its_requests_have_ended_unless_it_is_wanted_again() -> None:
+    world = two(budget=200)
+    ids = [world.submit("a", max_tokens=10) for _ in range(6)]  # more than there are slots
+    kept = world.submit("a", max_tokens=10)
+    world.step()
+    world.suspend(kept)
+    world.kernels.unload("a")
+    while world.resident() or world.state(ids[-1]) is State.QUEUED:
+        world.step()
+    assert all(world.state(id) is State.FINISHED for id in ids), "who waited, too"
+    assert world.state(kept) is State.SUSPENDED
+    world.resume(kept)
+    world.step()
+    world.kernels.unload("a")
+    world.kernels.load("a", world.now)
+    run(world)
+    assert (changes(world), world.resident()) == ("aAa", "a")
+    world.drain()
+
+
+def test_a_pinned_model_is_not_unloaded() -> None:
+    world = two(budget=180, pinned="a")
+    world.kernels.load("a", 0)
+    world.step()
+    with pytest.raises(InvalidRequest, match="a is pinned"):
+        world.kernels.unload("a")
+    assert world.step() is None
+
+
+def test_a_load_that_fails_is_over() -> None:
+    world = two()
+    world.broken.add("b")
+    world.kernels.load("b", 0)
+    world.step()
+    assert [event.error for event in world.events if isinstance(event, LoadFailed)] == ["it is broken"]
+    assert world.step() is None
 
 
 def preempted(world: ManyModels) -> list[str]:
@@ -338,6 +397,12 @@ class ResidencyMachine(RuleBasedStateMachine):
     def renice(self, place: int, nice: int) -> None:
         if live := self.world.live:
             self.world.renice(live[place % len(live)], nice)
+
+    @rule(model=st.integers(0, 2), unload=st.booleans())
+    def load(self, model: int, unload: bool) -> None:
+        name, kernels = self.names[model % len(self.names)], self.world.kernels
+        with contextlib.suppress(InvalidRequest):
+            kernels.unload(name) if unload else kernels.load(name, self.world.now)
 
     @rule(steps=st.integers(1, 12), took=st.integers(0, 20))
     def step(self, steps: int, took: int) -> None:

@@ -1,8 +1,11 @@
-"""`llmosd models`: what the catalogue has, what is installed, and getting from one to the other."""
+"""`llmosd models`: what the catalogue has, what is installed and in memory, and getting from one to the other."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,13 @@ from rich.filesize import decimal
 from llmosd.application import instance
 from llmosd.application.cli import model_check, model_show, model_synth, options, output
 from llmosd.application.cli.progress import Bars
+from llmosd.application.client import Client
 from llmosd.config import Config
-from llmosd.errors import InvalidRequest
+from llmosd.errors import InvalidRequest, LlmosError
 
 
 def add(commands: Any) -> None:
-    models = commands.add_parser("models", help="fetch, list and remove models")
+    models = commands.add_parser("models", help="fetch, list, load, unload and remove models")
     actions = models.add_subparsers(title="actions", metavar="ACTION", required=True)
     for name, handler, help in (
         ("pull", _pull, "fetch a model and import it"),
@@ -26,9 +30,17 @@ def add(commands: Any) -> None:
         action.add_argument("model", help="model id, as `llmosd models list` shows it")
         options.add_config(action, ("home",))
         action.set_defaults(handler=handler)
-    listing = actions.add_parser("list", help="list the models of the catalogue and the store")
+    listing = actions.add_parser("list", help="list the models of the catalogue and the store, and which are in memory")
     options.add_config(listing, ("home",))
     options.add_json(listing)
+    for name, work, help in (
+        ("load", Client.load, "have the daemon load an installed model now"),
+        ("unload", Client.unload, "have the daemon unload a model once its requests have ended"),
+    ):
+        action = actions.add_parser(name, help=help)
+        action.add_argument("model", help="model id, as `llmosd models list` shows it")
+        options.add_config(action, options.ADDRESS)
+        action.set_defaults(handler=partial(_move, name, work))
     model_show.add(actions)
     model_check.add(actions)
     model_synth.add(actions)
@@ -54,10 +66,28 @@ def _pull(args: argparse.Namespace) -> int:
     return 0
 
 
+def _move(name: str, work: Callable[[Client, str], None], args: argparse.Namespace) -> int:
+    with Client(options.http_url(options.load(args))) as client:
+        work(client, args.model)
+    print(f"{args.model} is {name}ed")
+    return 0
+
+
+def _loaded(home: Path) -> set[str] | None:
+    """Models in the memory of this data directory's daemon; None where none answers."""
+    record = instance.read(home)
+    if not record or not record.http or not instance.running(home):
+        return None
+    with suppress(LlmosError), Client(record.http) as client:
+        return client.loaded_models()
+    return None
+
+
 def _list(args: argparse.Namespace) -> int:
     from llmosd.runtime import catalogue, installed
 
-    here = {model.id: model for model in installed.installed(options.load(args).home)}
+    home = options.load(args).home
+    here, loaded = {model.id: model for model in installed.installed(home)}, _loaded(home)
     rows = [
         {
             "id": manifest.id,
@@ -80,11 +110,15 @@ def _list(args: argparse.Namespace) -> int:
         for model in here.values()
         if model.id not in known
     ]
+    for row in rows:
+        row["loaded"] = None if loaded is None else row["id"] in loaded
     if args.json:
         output.json(rows)
     else:
-        body = [(r["id"], r["name"], r["licence"], decimal(int(str(r["bytes"]))), r["installed"]) for r in rows]
-        output.table(("id", "name", "licence", "size", "installed"), body)
+        body = [
+            (r["id"], r["name"], r["licence"], decimal(int(str(r["bytes"]))), r["installed"], r["loaded"]) for r in rows
+        ]
+        output.table(("id", "name", "licence", "size", "installed", "loaded"), body)
     return 0
 
 

@@ -58,6 +58,8 @@ def create_app(
         Route("/v1/chat/completions", ChatEndpoint(backing).post, methods=["POST"]),
         Route("/v1/completions", CompletionsEndpoint(backing).post, methods=["POST"]),
         Route("/v1/models", models.list, methods=["GET"]),
+        Route("/v1/models/{id:path}/load", models.load, methods=["POST"]),
+        Route("/v1/models/{id:path}/unload", models.unload, methods=["POST"]),
         Route("/v1/models/{id:path}", models.get, methods=["GET"]),
         Route("/v1/files", files.collection, methods=["GET", "POST"]),
         Route("/v1/files/{id}", files.one, methods=["GET", "DELETE"]),

@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{id}."""
+"""/v1/models: which there are, and loading and unloading them."""
 
 from __future__ import annotations
 
@@ -39,6 +39,16 @@ class ModelsEndpoint:
         if found is None:
             raise models.ModelNotFound(f"no model {wanted!r} is installed here", param="model")
         return ok(found)
+
+    async def load(self, request: Request) -> Response:
+        """Answered when it is in memory."""
+        await self._backing.models.load(request.path_params["id"])
+        return await self.get(request)
+
+    async def unload(self, request: Request) -> Response:
+        """Answered when it is out of memory: what runs or waits there ends before."""
+        await self._backing.models.unload(request.path_params["id"])
+        return await self.get(request)
 
     async def _cards(self) -> Sequence[ModelCard]:
         """All that are installed, the default one first."""
