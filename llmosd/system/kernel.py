@@ -6,12 +6,12 @@ One thread calls it, between steps; whatever changes something is told the time,
 from __future__ import annotations
 
 from array import array
-from collections import Counter
-from dataclasses import astuple, replace
+from dataclasses import replace
 
 from llmosd.errors import InvalidRequest, NotFound, QueueFull
 from llmosd.system.accounts import Accounts
 from llmosd.system.admission import resolve_max_tokens, validate, validate_nice
+from llmosd.system.checks import check_accounts, check_requests, validate_result
 from llmosd.system.costs import Costs
 from llmosd.system.eviction import Eviction
 from llmosd.system.limits import Limits
@@ -351,7 +351,7 @@ class Kernel:
         """
         if plan is not self._in_flight:
             raise ValueError(f"step {plan.step} is not the step in flight")
-        _validate_result(plan, result)
+        validate_result(plan, result)
         if not all(self._pager.knows(done) for done in result.transfers):
             raise ValueError(f"step {plan.step} reports a transfer that is not under way")
         self._in_flight = None
@@ -450,32 +450,17 @@ class Kernel:
         """Raise AssertionError unless every invariant holds; between steps only."""
         assert self._in_flight is None, "check() with a plan in flight"
         self._scheduler.check()
-        self._check_accounts()
-        waiting = sum(request.waiting for request in self._requests.values())
+        requests, running = self._requests.values(), self._scheduler.running
+        check_accounts(self._accounts, requests, running)
+        check_requests(requests, self._now)
+        self._pager.check([request.image for request in requests if request.image])
+        waiting = sum(request.waiting for request in requests)
         assert waiting == len(self.policy), "queue and states differ"
-        standing = sum(request.state in STANDING for request in self._requests.values())
-        assert waiting + standing + len(self._scheduler.running) == len(self._requests), "a live request is nowhere"
-        self._pager.check([request.image for request in self._requests.values() if request.image])
-        assert self._accepted == len(self._requests) + sum(self._ended.values()), "requests were lost"
-        sequences = {sequence.id for request in self._requests.values() for sequence in request.sequences}
+        standing = sum(request.state in STANDING for request in requests)
+        assert waiting + standing + len(running) == len(requests), "a live request is nowhere"
+        assert self._accepted == len(requests) + sum(self._ended.values()), "requests were lost"
+        sequences = {sequence.id for request in requests for sequence in request.sequences}
         assert sequences == self._sequences.keys(), "sequences and requests differ"
-        for request in self._requests.values():
-            assert all(len(s.tokens) < request.max_tokens for s in request.live), f"{request.id} exceeds max_tokens"
-            times = request.times(self._now)
-            assert times.total == self._now - request.spec.arrived, f"{request.id} lost time"
-            assert times.queued_by.total == times.queued, f"{request.id} waited for nothing known"
-            assert min(astuple(times.queued_by)) >= 0 and times.rest >= 0, f"{request.id} gained time"
-
-    def _check_accounts(self) -> None:
-        self._accounts.check()
-        charged = Counter[str]()
-        for request in self._scheduler.running:
-            charged[request.account.user] += request.pages + request.reserved
-        for account in {request.account for request in self._requests.values()}:
-            assert account.charged == charged[account.user], f"{account.user!r} is charged for other pages"
-            live = sum(request.account is account for request in self._requests.values())
-            running = sum(request.account is account for request in self._scheduler.running)
-            assert (account.live, account.running) == (live, running), f"requests of {account.user!r} are miscounted"
 
     # ---- the life of a request
 
@@ -591,21 +576,3 @@ class Kernel:
             raise ValueError(f"time runs backwards: {now} after {self._now}")
         self._now = self._accounts.now = now
         self.policy.advance(now)
-
-
-def _validate_result(plan: Plan, result: StepResult) -> None:
-    if result.step != plan.step or len(result.sequences) != len(plan.sequences):
-        raise ValueError(f"the result is not that of step {plan.step}")
-    for part, outcome in zip(plan.sequences, result.sequences, strict=True):
-        if outcome.sequence != part.sequence:
-            raise ValueError(f"a result of sequence {outcome.sequence} is not that of step {plan.step}")
-        if part.sample and not outcome.tokens and outcome.finish is None and outcome.error is None:
-            raise ValueError(f"sequence {part.sequence} was to be sampled, and neither grew nor ended")
-        if len(outcome.tokens) > 1 and not _continues(part, outcome):
-            raise ValueError(f"sequence {part.sequence} got tokens after one that it was not fed")
-
-
-def _continues(part: SequencePlan, outcome: SequenceResult) -> bool:
-    """Whether all its new tokens but the last are guesses it was fed, from the first one on."""
-    first = len(part.tokens) - part.drafts
-    return list(part.tokens[first:][: len(outcome.tokens) - 1]) == list(outcome.tokens[:-1])
