@@ -157,7 +157,7 @@ def test_what_is_anothers_is_refused_by_name_and_passed_over_by_filter() -> None
 
 def test_a_killed_request_is_in_no_further_plan_and_its_pages_serve_others_at_once() -> None:
     house = House(2, slots=2)
-    house.submit("waits", "cat")
+    house.submit("waits", "bob")
     assert house.step() == ["r0", "r1"]
     held = {id: view.pages for id, view in house.views().items()}
     house.control(Kill(""), Selection(user="ann"))
