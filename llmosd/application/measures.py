@@ -113,7 +113,7 @@ def _mm1(measured: QueueMeasures) -> Mm1:
     fewest = min(measured.arrivals, measured.completions)
     if fewest < ENOUGH:
         return Mm1(
-            why=f"too little data: {measured.arrivals} arrivals and {measured.completions} completions "
+            why=f"too little data: {measured.arrivals} arrivals, {measured.completions} completions "
             f"in {measured.window_s:.0f} s, {ENOUGH} of each needed"
         )
     model = mm1(measured.arrival_rate, measured.service_rate)

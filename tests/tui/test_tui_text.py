@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from llmos_top import numbers
-from llmos_top.text import clean, crop, ends, fit, fit_tail, flow, line, plain, to_ascii, width_of
+from llmos_top.text import clean, crop, ends, fit, fit_ends, flow, line, plain, to_ascii, width_of
 
 HOSTILE = "\x1b[31mred\x1b[0m\x9b2J\x07\r\nnext\u202eright-to-left\u200b\x00"
 anything = st.text(max_size=60) | st.sampled_from([HOSTILE, "日本語のテキスト", "👩‍👩‍👧 family", "é\u0301"])
@@ -36,12 +36,13 @@ def test_fit_is_exactly_as_wide_as_asked(text: str, width: int, align: str) -> N
 
 
 @given(anything, widths)
-def test_fit_tail_is_exactly_as_wide_and_keeps_the_end(text: str, width: int) -> None:
+def test_fit_ends_is_exactly_as_wide_and_keeps_both_ends(text: str, width: int) -> None:
     text = clean(text)
-    cut = fit_tail(text, width)
+    cut = fit_ends(text, width)
     assert cell_len(cut) == width
     if width > 4 and cell_len(text) > width and text.isascii():
-        assert cut.startswith("…") and text.endswith(cut[1:].rstrip())
+        head, tail = cut.rsplit("…", 1)
+        assert text.startswith(head.rstrip()) and text.endswith(tail)
 
 
 @given(lines, widths)

@@ -59,13 +59,13 @@ def _tree(rows: Sequence[RequestRow], filter: Filter) -> tuple[Item, ...]:
         mine = list(of_user)
         about = f"of {clean(user)}" if user else "without a user"
         items.append(_branch(f"user {user}", clean(user) or NONE, mine, filter, {"user": user}, about, 1))
-        for session, of_session in groupby(sorted(mine, key=_session), _session):
-            together = list(of_session)
+        sessions = {name: list(of) for name, of in groupby(sorted(mine, key=_session), _session)}
+        for name, together in sessions.items():
             if len(together) > 1:
-                fields = {"user": user, "session": session}
-                about = f"of session {clean(session)}"
-                items.append(_branch(f"session {user} {session}", clean(session), together, filter, fields, about, 2))
-            items += [_leaf(row, 3 if len(together) > 1 else 2) for row in together]
+                fields, about = {"user": user, "session": name}, f"of session {clean(name)}"
+                items.append(_branch(f"session {user} {name}", clean(name), together, filter, fields, about, 2))
+                items += [_leaf(row, 3) for row in together]
+        items += [_leaf(row, 2) for row in mine if len(sessions[_session(row)]) == 1]
     return tuple(items)
 
 

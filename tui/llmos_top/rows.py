@@ -8,7 +8,7 @@ from typing import Any
 
 from llmos_top.glyphs import LETTERS, Glyphs
 from llmos_top.numbers import NONE, count, rate, seconds
-from llmos_top.text import Line, clean, fit, fit_tail
+from llmos_top.text import Line, clean, fit, fit_ends
 from llmosd.types import State
 from llmosd.wire import RequestRow
 
@@ -28,6 +28,7 @@ ROLES: dict[str, str] = {
 }
 MARGIN = 2  # the cursor's
 LABEL_MIN = 12
+ID_BESIDE_TEXT = 20  # cells at most: there the text is worth more
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,8 @@ def columns_for(width: int, rows: Sequence[RequestRow] = (), depth: int = 0) -> 
         room -= column.width + (1 if chosen else 0)
         chosen.append(column)
     wanted = max((len(row.id) for row in rows), default=0) + depth * INDENT
+    if any(column.name == "label" for column in chosen):
+        wanted = min(wanted, ID_BESIDE_TEXT)
     grown = min(max(0, wanted - COLUMNS[0].width), room)
     return tuple(
         _grow(c, grown if c.name == "id" else room - grown if c.name == "label" else 0) for c in COLUMNS if c in chosen
@@ -124,7 +127,7 @@ def row_line(row: RequestRow, columns: Sequence[Column], glyphs: Glyphs, *, sele
 
 def _indented(text: str, width: int, depth: int) -> str:
     indent = min(depth * INDENT, width // 2)
-    return " " * indent + fit_tail(text, width - indent)
+    return " " * indent + fit_ends(text, width - indent)
 
 
 # ---------------------------------------------------------------- order

@@ -31,14 +31,14 @@ def fit(text: str, width: int, align: str = "<") -> str:
     return text + " " * -excess if align == "<" else " " * -excess + text
 
 
-def fit_tail(text: str, width: int) -> str:
-    """As `fit`, but keeps the end: ids differ there."""
+def fit_ends(text: str, width: int) -> str:
+    """As `fit`, but keeps beginning and end: commands take an id's beginning, numbered ids differ at the end."""
     if cell_len(text) <= width or width <= 0:
         return fit(text, width)
     tail = text
-    while cell_len(tail) > width - 1:
+    while cell_len(tail) > (width - 1) // 3:
         tail = tail[1:]
-    return fit("…" + tail, width)
+    return set_cell_size(text, width - 1 - cell_len(tail)) + "…" + tail
 
 
 _ASCII = str.maketrans(
