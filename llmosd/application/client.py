@@ -234,6 +234,12 @@ class AsyncClient:
     async def detail(self, id: str) -> RequestDetail:
         return await self._call("GET", _path(id), RequestDetail)
 
+    async def policy(self) -> PolicyInfo:
+        return await self._call("GET", "/v1/policy", PolicyInfo)
+
+    async def set_policy(self, name: str) -> PolicyInfo:
+        return await self._call("PUT", "/v1/policy", PolicyInfo, json={"policy": name})
+
     async def _call(self, method: str, path: str, type_: type[T], **options: Any) -> T:
         with _reaching(self.url):
             return _decoded(await self._http.request(method, path, **options), type_)

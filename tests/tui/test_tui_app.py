@@ -15,7 +15,7 @@ from llmos_top.feed import Feed
 from llmos_top.glyphs import ASCII, UNICODE
 from llmos_top.keys import KEYS
 from llmos_top.widgets.detail import Detail
-from llmos_top.widgets.dialogs import Ask, Confirm, Help
+from llmos_top.widgets.dialogs import Ask, Choose, Confirm, Help
 from llmosd.application.endpoint import Endpoint
 from tests.api.api_house import House, open_house
 from tests.tui.conftest import LocalBroker, speaking
@@ -236,7 +236,7 @@ LOOKS = {
     "retry": (retries,),
     "quit": (quits,),
 }
-ACTS = {"cancel", "detail", "renice", "suspend"}  # below, with a daemon to act on
+ACTS = {"cancel", "detail", "policy", "renice", "suspend"}  # below, with a daemon to act on
 
 
 def test_every_key_has_a_test() -> None:
@@ -405,6 +405,17 @@ async def test_enter_shows_one_request_and_where_its_time_went(broker: LocalBrok
         await top.frame(3, requests=(row(0, id="long-gone"),), http=house.url)
         await top.press("enter")
         await top.shows("long-gone", "no request")
+
+
+async def test_o_changes_the_policy(broker: LocalBroker, node: str) -> None:
+    async with desk_with_requests(broker, node) as (top, house):
+        await top.press("o")
+        await top.asks(Choose)
+        await top.shows("Policy that orders requests", "fcfs", "fair")
+        await top.press("home", "enter")
+        await top.shows("the policy is now fcfs")
+        assert house.service.stats is not None
+        await house.until(lambda: house.service.stats.policy == "fcfs")
 
 
 async def test_readonly_changes_nothing(broker: LocalBroker, node: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, ClassVar, Protocol
 
@@ -28,7 +28,7 @@ from llmos_top.rows import SORTS, Order
 from llmos_top.state import State, reduce
 from llmos_top.text import Line, clean, line
 from llmos_top.widgets.detail import Detail
-from llmos_top.widgets.dialogs import Ask, Confirm, Help
+from llmos_top.widgets.dialogs import Ask, Choose, Confirm, Help
 from llmos_top.widgets.lines import Lines
 from llmos_top.widgets.overview import Overview
 from llmos_top.widgets.request_table import RequestTable
@@ -263,14 +263,33 @@ class LlmosTop(App[None]):
         if (item := self._acted_on()) is not None:
             self._act(self._nices.change(item, by, self._clock()))
 
+    def action_policy(self) -> None:
+        """Ask the daemon which there are, then the person which it shall be."""
+        if not self._may_act():
+            return
+
+        def chosen(name: str | None) -> None:
+            if name is not None:
+                self._do(lambda client: client.set_policy(name), f"the policy is now {name}")
+
+        async def ask(client: AsyncClient) -> None:
+            found = await client.policy()
+            self.push_screen(Choose("Policy that orders requests", found.policies, found.policy), chosen)
+
+        self._do(ask)
+
     def _acted_on(self) -> Item | None:
-        """What is under the cursor; None, said why, where acting makes no sense now."""
+        """What is under the cursor, if acting makes sense now."""
+        return self._table.selected if self._may_act() else None
+
+    def _may_act(self) -> bool:
+        """Whether acting makes sense now; says why not."""
         live = liveness(self.state, self._clock())
         if self._readonly:
             self.note("read-only: started with --readonly", "warn")
         elif not live.actionable:
             self.note(f"not possible now: {headline.chip(live, self._glyphs)[0]}", "bad")
-        return self._table.selected if live.actionable and not self._readonly else None
+        return live.actionable and not self._readonly
 
     @property
     def _url(self) -> str:
@@ -278,15 +297,19 @@ class LlmosTop(App[None]):
         return self._http or (frame.http if frame else "") or DEFAULT_URL
 
     def _act(self, action: Action) -> None:
-        """Run `action` beside the screen; say what was done, or what went wrong."""
+        self._do(lambda client: client.control(action.command, **action.fields), action.done)
+
+    def _do(self, work: Callable[[AsyncClient], Awaitable[object]], done: str = "") -> None:
+        """Have the daemon do something, beside the screen; say that it is `done`, or what went wrong."""
 
         async def run() -> None:
             try:
                 async with self._acting, AsyncClient(self._url) as client:
-                    await client.control(action.command, **action.fields)
+                    await work(client)
             except LlmosError as exc:
                 self.note(exc.message, "bad")
             else:
-                self.note(action.done)
+                if done:
+                    self.note(done)
 
         self.run_worker(run(), name="action", group="action")

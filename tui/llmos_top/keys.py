@@ -32,6 +32,7 @@ KEYS = (
     Key("left_square_bracket,f7", "[ F7", "renice(-1)", "lower the nice value: it runs earlier", "sooner"),
     Key("right_square_bracket,f8", "] F8", "renice(1)", "raise the nice value: it runs later", "later"),
     Key("z", "z", "suspend", "suspend what is selected, or let it go on", "suspend"),
+    Key("o", "o", "policy", "let another policy order the requests", "policy"),
     Key("s", "s", "sort", "sort by the next column", "sort"),
     Key("f", "f", "freeze", "freeze the order of rows; values go on", "freeze"),
     Key("p", "p", "pause", "pause painting; collecting goes on", "pause"),

@@ -55,10 +55,10 @@ class Detail(ModalScreen[None]):
         self._paint()
 
     def _paint(self) -> None:
-        widget = self.query_one("#lines", Lines)
-        width = widget.size.width
         lines = [] if self._trouble is None else [self._trouble]
-        if self._known is not None and width > 0:
-            lines += detail(self._known, width, self._glyphs)
-        widget.styles.height = len(lines)
-        widget.show(lines)
+        for widget in self.query(Lines):  # none while the screen is being built or torn down
+            width = widget.size.width
+            if self._known is not None and width > 0:
+                lines += detail(self._known, width, self._glyphs)
+            widget.styles.height = len(lines)
+            widget.show(lines)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
-from textual.widgets import Button, Input, Label
+from textual.widgets import Button, Input, Label, OptionList
 
 from llmos_top.glyphs import LETTERS, Glyphs
 from llmos_top.keys import KEYS
@@ -62,6 +63,37 @@ class Ask(ModalScreen[str | None]):
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         self.dismiss(event.value)
+
+
+class Choose(ModalScreen[str | None]):
+    """One of several names; None when none is chosen."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q", "dismiss(None)", "close"),
+        Binding("j", "down", show=False),
+        Binding("k", "up", show=False),
+    ]
+
+    def __init__(self, question: str, names: Sequence[str], now: str) -> None:
+        super().__init__()
+        self._question, self._names, self._now = question, names, now
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="dialog"):
+            yield Label(self._question, markup=False)
+            yield OptionList(*self._names, markup=False, compact=True)
+
+    def on_mount(self) -> None:
+        self.query_one(OptionList).highlighted = self._names.index(self._now) if self._now in self._names else 0
+
+    def action_down(self) -> None:
+        self.query_one(OptionList).action_cursor_down()
+
+    def action_up(self) -> None:
+        self.query_one(OptionList).action_cursor_up()
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        self.dismiss(self._names[event.option_index])
 
 
 class Help(ModalScreen[None]):
