@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import stat
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from api_house import MODEL, House, open_house
+from api_house import LIMITS, MODEL, House, open_house
 from openai.types import Batch
 
+from llmosd.application.cli import main
+from llmosd.errors import QueueFull
 from llmosd.types import ENDED, State
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -319,3 +323,58 @@ async def test_files_and_batches_are_their_users_own(house: House, tmp_path: Pat
     assert len([each async for each in ann.files.list()]) == 2
     [view] = [view for view in house.recorded if view.service_class == "batch"]
     assert (view.user, view.session) == ("ann", batch.id), "a line runs as its batch's user, whatever its body says"
+
+
+async def test_lines_give_their_slots_to_whoever_waits_for_an_answer(tmp_path: Path) -> None:
+    async with open_house(home=tmp_path, limits=replace(LIMITS, slots=2)) as house:
+        house.keep_step()
+        batch = await start(house, *(line(str(i), max_tokens=400) for i in range(4)))
+        await house.until(lambda: house.service.stats is not None and house.service.stats.running == 2)
+        answer = await house.ai.completions.create(model=MODEL, prompt="x", max_tokens=20)
+        assert answer.choices[0].text == "abcdefghijklmnopqrst"
+        assert house.jobs.get(batch.id).request_counts.completed == 0, "it had to wait for a line"
+        assert house.service.stats is not None and house.service.stats.preemptions >= 1
+        batch = await ended(house, batch.id)
+        answers = await lines_of(house, batch.output_file_id)
+        assert [len(row["response"]["body"]["choices"][0]["text"]) for row in answers.values()] == [400] * 4
+
+
+async def test_a_full_queue_is_no_error_of_a_line(tmp_path: Path) -> None:
+    async with open_house(home=tmp_path, limits=replace(LIMITS, slots=1, queue_limit=1)) as house:
+        house.executor.gate.clear()
+        create = house.ai.completions.create
+        others = [asyncio.create_task(create(model=MODEL, prompt="x", max_tokens=60)) for _ in range(2)]
+        await house.until(lambda: len(house.service.roster._streams) == 2)
+        batch = await start(house, *(line(str(i)) for i in range(3)))
+        await house.until(lambda: len(house.service.roster._streams) == 4)
+        house.executor.gate.set()
+        await asyncio.gather(*others)
+        batch = await ended(house, batch.id)
+        assert len(await lines_of(house, batch.output_file_id)) == 3
+        assert any(isinstance(reply.value, QueueFull) for each in house.batches for reply in each.replies)
+
+
+async def test_the_command_line(house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "asked.jsonl").write_text("\n".join((line("a"), line("b", temperature=9))))
+
+    async def llmosd(*args: str) -> tuple[int, str, str]:
+        address = ["--home", str(tmp_path), "--port", house.url.rsplit(":", 1)[1]]
+        code = await asyncio.to_thread(main, ["batch", *args, *address])
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    asked = str(tmp_path / "asked.jsonl")
+    code, id, _ = await llmosd("submit", asked, "--endpoint", COMPLETIONS)
+    id = id.strip()
+    assert code == 0
+    await ended(house, id)
+    assert id in (await llmosd("list"))[1] and json.loads((await llmosd("list", "--json"))[1])[0]["id"] == id
+    short = id.removeprefix("batch_")[:8]
+    assert json.loads((await llmosd("show", short))[1])["status"] == "completed"
+    assert (await llmosd("get", short, "-o", str(tmp_path / "out")))[0] == 0
+    assert json.loads((tmp_path / "out").read_text())["custom_id"] == "a"
+    assert (await llmosd("get", short, "--errors", "-o", str(tmp_path / "bad")))[0] == 0
+    assert json.loads((tmp_path / "bad").read_text())["custom_id"] == "b"
+    for bad in (["cancel", short], ["show", "none"], ["submit", str(tmp_path / "missing")]):
+        code, _, told = await llmosd(*bad)
+        assert code == 2 and len(told.splitlines()) == 1
