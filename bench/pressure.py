@@ -105,11 +105,11 @@ def main() -> None:
             if not options.only or any(part in name for part in options.only):
                 runs.setdefault(name, []).append(asdict(measure(start)))
                 print(line(name, runs[name][-1:]), flush=True)
+                if options.json:
+                    options.json.write_text(json.dumps(report | {"runs": runs}, indent=2) + "\n")
     print("medians")
     for name, found in runs.items():
         print(line(name, found))
-    if options.json:
-        options.json.write_text(json.dumps(report | {"runs": runs}, indent=2) + "\n")
 
 
 def line(name: str, runs: list[dict[str, Any]]) -> str:

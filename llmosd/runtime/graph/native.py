@@ -34,10 +34,10 @@ class NativeOperators:
         rows, columns = matrix.shape
         if self._float32:
             packed = graph.weight(name, native.pack_f32(matrix.dense()))
-            return graph.node("Linear", [value, packed], domain=LLMOS, N=rows, K=columns, threads=0)
+            return graph.node("Linear", [value, packed], domain=LLMOS, N=rows, K=columns)
         bits, codes, scales = _packed(matrix)
         weights = [graph.weight(f"{name}.codes", codes), graph.weight(f"{name}.scales", scales)]
-        return graph.node("QLinear", [value, *weights], domain=LLMOS, N=rows, K=columns, bits=bits, threads=0)
+        return graph.node("QLinear", [value, *weights], domain=LLMOS, N=rows, K=columns, bits=bits)
 
     def attention(self, graph: GraphBuilder, qkv: str, layer: int) -> str:
         g = self._geometry
@@ -49,7 +49,6 @@ class NativeOperators:
             num_heads=g.heads,
             kv_num_heads=g.kv_heads,
             scale=g.head_dim**-0.5,
-            threads=0,
         )
 
     def swiglu(self, graph: GraphBuilder, gate_up: str) -> str:
