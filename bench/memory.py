@@ -4,7 +4,7 @@
 `disk`: page-outs and page-ins through the executor's threads, checksums included, in pairs with plain writes and reads
 of the same file: same flags, no fsync either, blocks of a page, and blocks of 4 MiB.
 `chooser`: a pool that holds a quarter of what is asked; evicted requests recompute, swap, or choose, in turn. Where
-the disk is slow it is throttled to about where both ways cost the same.
+the disk is slow it is throttled to about where both ways cost the same. All of this in strict mode: answers must be equal.
 
 python bench/memory.py [bookkeeping] [disk] [chooser] [--json FILE]
 """
@@ -426,7 +426,7 @@ def main() -> None:
 
 def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     installed, facts = find(options.home, options.model), machine_facts()
-    backend, _ = choose_backend("auto", strict=False)
+    backend, _ = choose_backend("auto", strict=True)
     ensure_graph(installed, backend, "file", lambda stage, done, total: None)
     page_tokens = best_page_tokens(backend, installed.geometry)
     model = PagedModel.load(
@@ -438,6 +438,7 @@ def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
         threads=facts.cores,
         spin=True,
         kv_format=choose_kv_format(backend, "auto"),
+        strict=True,
     )
     tokenizer, directory = installed.load_tokenizer(), options.directory or options.home
     report: dict[str, Any] = {"machine": asdict(facts)}

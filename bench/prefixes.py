@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     options = parser.parse_args()
     installed = find(options.home, options.model)
-    backend, _ = choose_backend("auto", strict=False)
+    backend, _ = choose_backend("auto", strict=True)
     ensure_graph(installed, backend, "file", lambda stage, done, total: None)
     page, facts = best_page_tokens(backend, installed.geometry), machine_facts()
     model = PagedModel.load(
@@ -203,6 +203,7 @@ def main() -> None:
         threads=facts.cores,
         spin=True,
         kv_format=choose_kv_format(backend, "auto"),
+        strict=True,
     )
     tokenizer = installed.load_tokenizer()
     acceptance(model, tokenizer, 100, True, False)  # to warm up
