@@ -4,7 +4,7 @@
 `disk`: page-outs and page-ins through the executor's threads, checksums included, in pairs with plain writes and reads
 of the same file: same flags, no fsync either, blocks of a page, and blocks of 4 MiB.
 `chooser`: a pool that holds a quarter of what is asked; evicted requests recompute, swap, or choose, in turn. Where
-the disk is slow it is throttled to about where both ways cost the same. All of this in strict mode: answers must be equal.
+the disk is slow it is throttled to about where both ways cost the same. All are strict: answers must be equal.
 
 python bench/memory.py [bookkeeping] [disk] [chooser] [--json FILE]
 """
@@ -32,7 +32,8 @@ from facts import machine_facts
 from statistics95 import Interval, median_interval
 
 from llmosd.config import default_home
-from llmosd.prediction.costs import FittedPrefillCost, FittedTransferCost
+from llmosd.prediction.costs import FittedTransferCost
+from llmosd.prediction.step_model import StepModel
 from llmosd.runtime.backend import best_page_tokens, choose_backend, choose_kv_format
 from llmosd.runtime.executor import OnnxExecutor
 from llmosd.runtime.importer import ensure_graph
@@ -279,7 +280,7 @@ class Bench:
         asked = common + sum(-(-shape.tokens // size) - shape.shared // size for shape in load.requests[: load.slots])
         self._limits = Limits(load.slots, BUDGET, 100, 1024, size, asked // 4, 2000)
         file = self._file()
-        self._costs = Costs(FittedPrefillCost(), FittedTransferCost(file.probe()))
+        self._costs = Costs(StepModel(), FittedTransferCost(file.probe()))
         file.close()
 
     def run(self, mode: EvictionMode) -> Outcome:
