@@ -37,11 +37,11 @@ class StepWork:
 
 
 class StepBudget(Protocol):
-    def prefill_tokens(self, work: StepWork, past: int, prompts: int) -> int:
+    def prefill_tokens(self, work: StepWork, past: int, prompts: int, whole: int) -> int:
         """How many tokens of a prompt, behind `past` others, may join a step of `work`; may exceed what it has.
 
         At least one where the step has no prefill yet: prompts always advance. `prompts` is how many are being computed
-        or could be, for they wait and a slot is free.
+        or could be, for they wait and a slot is free; `whole` is all that this one needs if it begins here, else 0.
         """
         ...
 
@@ -105,7 +105,7 @@ class LongestLength:
 class WholeBudget:
     """A prompt may have all that `token_budget` leaves."""
 
-    def prefill_tokens(self, work: StepWork, past: int, prompts: int) -> int:
+    def prefill_tokens(self, work: StepWork, past: int, prompts: int, whole: int) -> int:
         return UNBOUNDED
 
 

@@ -327,16 +327,15 @@ class Scheduler:
         if self.policy.chunk is not None:
             draft.left = min(draft.left, self.policy.chunk)
         if starving:
-            draft.room = self._pace(draft, None, prefilling) if decoding else draft.left
+            draft.room = self._pace(draft, prefilling[0], None) if decoding else draft.left
             kept = min(ceil(self.policy.share * draft.room), sum(map(_to_compute, starving)))
             prefilling = deque(request for request in prefilling if request not in starving)
         draft.left -= kept
         while draft.left:
             head = self.policy.head() if admit else None
             path = self._room_for(head, draft) if head and self._goes_before(head, prefilling) else None
-            if path is None and not prefilling:
-                break
-            if decoding and not starving and not self._pace(draft, path, prefilling):
+            request = head if path is not None else prefilling[0] if prefilling else None
+            if request is None or (decoding and not starving and not self._pace(draft, request, path)):
                 break
             draft.room = draft.room or draft.left
             if head and path is not None:
@@ -359,11 +358,13 @@ class Scheduler:
             self._admit(head, path, draft, now)
         return [request for request in self.running if request.state is State.PREFILL and self.policy.starving(request)]
 
-    def _pace(self, draft: Draft, path: list[Node] | None, prefilling: deque[Request]) -> int:
-        """Leave to the next of them, or to who begins with `path`, only what keeps the pace of the decodes."""
-        past = prefilling[0].to_feed()[0].past if path is None else len(path) * self.limits.page_tokens
-        prompts = len(prefilling) + min(self.policy.ready, self.table.free_rows)
-        draft.left = min(draft.left, self.budget.prefill_tokens(draft.work, past, prompts))
+    def _pace(self, draft: Draft, request: Request, path: list[Node] | None) -> int:
+        """Leave to a request, which begins with `path` if it is the head, only what keeps the pace of the decodes."""
+        past = request.to_feed()[0].past if path is None else len(path) * self.limits.page_tokens
+        whole = 0 if request.computed else request.prompt_tokens - past
+        prefilling = sum(request.state is State.PREFILL for request in self.running)
+        prompts = prefilling + min(self.policy.ready, self.table.free_rows)
+        draft.left = min(draft.left, self.budget.prefill_tokens(draft.work, past, prompts, whole))
         return draft.left
 
     def _goes_before(self, head: Request, prefilling: deque[Request]) -> bool:

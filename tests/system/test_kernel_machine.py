@@ -51,7 +51,7 @@ def swaps(draw: st.DrawFn) -> dict[str, Any]:
 class AnyBudget:
     """Whatever is allowed, from the least on."""
 
-    def prefill_tokens(self, work: StepWork, past: int, prompts: int) -> int:
+    def prefill_tokens(self, work: StepWork, past: int, prompts: int, whole: int) -> int:
         assert work.decodes and prompts, "asked where nobody decodes, or nothing waits"
         return (7 * past + 3 * work.context + work.prefill) % 5 + (not work.prefill)
 

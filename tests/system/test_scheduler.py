@@ -63,10 +63,10 @@ class Sparing:
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
-        self.asked: list[tuple[int, int, int, int]] = []
+        self.asked: list[tuple[int, ...]] = []
 
-    def prefill_tokens(self, work: StepWork, past: int, prompts: int) -> int:
-        self.asked.append((work.decodes, work.context, past, prompts))
+    def prefill_tokens(self, work: StepWork, past: int, prompts: int, whole: int) -> int:
+        self.asked.append((work.decodes, work.context, past, prompts, whole))
         return self.tokens - work.prefill
 
 
@@ -81,7 +81,7 @@ def test_beside_decodes_prompts_share_what_the_step_budget_allows() -> None:
         world.submit(prompt, 9)
     assert fed(world.step()) == [(0, 13, 1, True), (1, 0, 3, False)]
     assert fed(world.step()) == [(0, 14, 1, True), (1, 3, 1, True), (2, 0, 2, False)]
-    assert budget.asked == [(1, 13, 0, 2), (1, 14, 3, 2), (2, 17, 0, 1)]
+    assert budget.asked == [(1, 13, 0, 2, 4), (1, 14, 3, 2, 0), (2, 17, 0, 2, 5)]
     world.drain()
 
 
