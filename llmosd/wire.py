@@ -267,7 +267,8 @@ class Status:
 class CommandBody(msgspec.Struct, kw_only=True, frozen=True, rename={"service_class": "class"}):
     """One of COMMANDS and the requests it is about: `ids`, or all live ones that have whatever else is given.
 
-    POST /v1/control takes it. `nice` is for the command of that name, `timeout_s` for `wait`.
+    POST /v1/control takes it. `nice` and `policy` are for the commands of those names, `timeout_s` is for `wait`. The
+    command `policy` is about no requests.
     """
 
     command: str
@@ -279,6 +280,7 @@ class CommandBody(msgspec.Struct, kw_only=True, frozen=True, rename={"service_cl
     service_class: str | None = None
     nice: int | None = None
     timeout_s: float | None = None
+    policy: str | None = None
 
 
 class Command(CommandBody, kw_only=True, frozen=True):

@@ -1,4 +1,4 @@
-"""Process control as people ask for it, over HTTP and MQTT alike: ps, kill, nice, suspend, resume and wait."""
+"""Process control as people ask for it, over HTTP and MQTT alike: ps, kill, nice, suspend, resume, wait, policy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from llmosd.system.control import FILTERS, Action, Kill, Nice, Resume, Selection
 from llmosd.types import RequestId, RequestView, ServiceClass, State
 from llmosd.wire import CommandBody
 
-COMMANDS = ("ps", "kill", "nice", "suspend", "resume", "wait")
+COMMANDS = ("ps", "kill", "nice", "suspend", "resume", "wait", "policy")
+_NEEDED = {"nice": "a whole number", "policy": "a name"}  # fields that the command of the same name takes
+
 FIELDS = {"class" if name == "service_class" else name: name for name in FILTERS}  # as they are written → as meant
 CLASSES = get_args(ServiceClass)
 WAIT_S = 60.0  # at most, then whoever waits asks again: connections and tasks are not held for ever
@@ -32,6 +34,10 @@ class Commands:
         _check(command)
         selection = selection_of(command)
         match command.command:
+            case "policy":
+                caller.check(Deed.ADMINISTER)
+                await self._service.set_policy(command.policy or "")
+                views = []
             case "ps":
                 caller.check(Deed.SEE)
                 views = await self._service.select(selection)
@@ -62,7 +68,9 @@ def selection_of(command: CommandBody) -> Selection:
     filters = {name: getattr(command, name) for name in FILTERS if getattr(command, name) is not None}
     if command.ids and filters:
         raise InvalidRequest("give ids or a filter, not both", param="ids")
-    if not command.ids and not filters and command.command != "ps":
+    if command.command == "policy" and (command.ids or filters):
+        raise InvalidRequest("the policy orders all requests: name none", param="ids")
+    if not command.ids and not filters and command.command not in ("ps", "policy"):
         raise InvalidRequest(f"say which requests are meant: ids, or a filter ({', '.join(FIELDS)})", param="ids")
     _one_of("state", command.state, tuple(State))
     _one_of("class", command.service_class, CLASSES)
@@ -72,8 +80,9 @@ def selection_of(command: CommandBody) -> Selection:
 def _check(command: CommandBody) -> None:
     if command.command not in COMMANDS:
         raise InvalidRequest(f"command must be one of {', '.join(COMMANDS)}, not {command.command!r}", param="command")
-    if (command.nice is None) == (command.command == "nice"):
-        raise InvalidRequest("nice, a whole number, goes with the command nice and no other", param="nice")
+    for name, needed in _NEEDED.items():
+        if (getattr(command, name) is None) == (command.command == name):
+            raise InvalidRequest(f"{name}, {needed}, goes with the command {name} and no other", param=name)
     if command.timeout_s is not None and command.command != "wait":
         raise InvalidRequest("timeout_s goes with the command wait only", param="timeout_s")
     if command.timeout_s is not None and not 0 <= command.timeout_s <= WAIT_S:

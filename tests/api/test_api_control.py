@@ -110,6 +110,10 @@ async def test_what_is_meant_is_checked_before_anything_changes(house: House) ->
         ({"command": "kill", "usr": "ann"}, "usr"),
         ({"command": "kill", "ids": ["a"], "key": "k"}, "key"),
         ({"command": "stop", "ids": ["a"]}, "command"),
+        ({"command": "policy"}, "policy"),
+        ({"command": "policy", "policy": "random"}, "policy"),
+        ({"command": "policy", "policy": "fair", "ids": ["a"]}, "ids"),
+        ({"command": "kill", "policy": "fair", "ids": ["a"]}, "policy"),
         ({"command": "wait", "ids": ["a"], "timeout_s": -1}, "timeout_s"),
         ({"command": "wait", "ids": ["a"], "timeout_s": 1e9}, "timeout_s"),
     ]
@@ -119,6 +123,11 @@ async def test_what_is_meant_is_checked_before_anything_changes(house: House) ->
             assert error["param"] == param, body
         assert "nobody" in refusal(await control(house, "kill", ids=["a", "nobody"]), 404)["message"]
         assert await table(house) == {"a": ("live", 0)}
+
+
+async def test_another_policy_by_command(house: House) -> None:
+    assert ids(await control(house, "policy", policy="fair")) == set()
+    assert (await house.http.get("/v1/policy")).json()["policy"] == "fair"
 
 
 async def test_wait_returns_when_the_last_one_has_ended(house: House) -> None:
@@ -281,6 +290,8 @@ async def test_another_users_request_is_neither_controlled_nor_read(tmp_path: Pa
                 await house.http.post("/v1/requests/a/hibernate", headers=bearer("bob")),
                 await house.http.post("/v1/hibernate", headers=bearer("bob")),
                 await house.http.get("/v1/requests/a/stream", headers=bearer("bob")),
+                await house.http.put("/v1/policy", json={"policy": "fair"}, headers=bearer("bob")),
+                await control(house, "policy", "bob", policy="fair"),
             ]:
                 error = refusal(answer, 403)
                 assert (error["code"], error["type"]) == ("forbidden", "permission_error")
@@ -355,6 +366,8 @@ async def test_a_read_only_daemon_serves_and_lets_nobody_control() -> None:
                 await house.http.post("/v1/requests/a/suspend"),
                 await house.http.post("/v1/requests/a/hibernate"),
                 await house.http.post("/v1/hibernate"),
+                await house.http.put("/v1/policy", json={"policy": "fair"}),
+                await control(house, "policy", policy="fair"),
             ]:
                 assert "read-only" in refusal(answer, 403)["message"]
             assert await table(house) == {"a": ("live", 0)}

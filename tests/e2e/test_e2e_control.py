@@ -14,6 +14,8 @@ import pytest
 from mqtt import Commander
 from started import MODEL, NODE, PATIENCE_S, Daemon, cli, eventually, started
 
+from llmosd.application.cli import main
+
 LONG = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 4000, "ignore_eos": True, "temperature": 0}
 
 
@@ -71,11 +73,16 @@ WRONG: list[tuple[list[str], dict[str, Any], str]] = [
     (["nice", "-21", "here"], {"command": "nice", "ids": ["here"], "nice": -21}, "nice must be -20 to 19, not -21"),
     (["kill"], {"command": "kill"}, "say which requests are meant"),
     (["kill", "--state", "up"], {"command": "kill", "state": "up"}, "state must be one of"),
+    (["policy", "random"], {"command": "policy", "policy": "random"}, "random"),
     (["kill", "gone"], {"command": "kill", "ids": ["gone"]}, "gone"),
 ]
 
 
-def test_bad_input_is_refused_alike_and_changes_nothing(daemon: Daemon, commander: Commander) -> None:
+def test_bad_input_is_refused_alike_and_changes_nothing(
+    daemon: Daemon, commander: Commander, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMOS_HOME", str(daemon.home))
+    policy = daemon.get("/v1/policy").json()
     with streaming(daemon, "here"):
         try:
             for args, command, said in WRONG:
@@ -84,10 +91,12 @@ def test_bad_input_is_refused_alike_and_changes_nothing(daemon: Daemon, commande
                 reply = commander.ask(**command)
                 assert said in reply["error"]["message"] and reply["requests"] == []
                 assert reply["error"]["code"] == answer.json()["error"]["code"]
-                run = daemon.cli(*args)
-                assert run.returncode == 2 and said in run.stderr and run.stderr.count("\n") == 1
+                assert main(args) == 2
+                error = capsys.readouterr().err
+                assert said in error and error.count("\n") == 1
             [row] = json.loads(daemon.cli("ps", "--json").stdout)
             assert (row["id"], row["nice"], row["state"] != "suspended") == ("here", 0, True)
+            assert daemon.get("/v1/policy").json() == policy
         finally:
             commander.ask("kill", ids=["here"])
 
@@ -121,6 +130,9 @@ def test_keys_rule_http_mqtt_and_the_command_line(home: Path) -> None:
         assert (row["id"], row["user"], row["label"]) == ("anns", "ann", "")
         killed = commander.ask("kill", user="ann", key=secrets["root"])
         assert [row["state"] for row in killed["requests"]] == ["cancelled"]
+        assert commander.ask("policy", policy="fair", key=secrets["ann"])["error"]["code"] == "forbidden"
+        assert commander.ask("policy", policy="fair", key=secrets["root"])["error"] is None
+        assert daemon.cli("policy", key=secrets["ann"]).stdout.split()[1] == "fair"
 
 
 def test_no_host_is_opened_to_others_without_keys(home: Path) -> None:
