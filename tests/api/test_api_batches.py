@@ -17,6 +17,8 @@ from api_house import LIMITS, MODEL, House, open_house
 from openai.types import Batch
 
 from llmosd.application.cli import main
+from llmosd.application.migrate import StoreError
+from llmosd.application.store import Statement
 from llmosd.errors import QueueFull
 from llmosd.types import ENDED, State
 
@@ -378,3 +380,40 @@ async def test_the_command_line(house: House, tmp_path: Path, capsys: pytest.Cap
     for bad in (["cancel", short], ["show", "none"], ["submit", str(tmp_path / "missing")]):
         code, _, told = await llmosd(*bad)
         assert code == 2 and len(told.splitlines()) == 1
+
+
+def break_writes(house: House, beginning: str, times: int) -> None:
+    """The next so many writes of statements that begin so fail, as on a disk that is full."""
+    ledger, left = house.jobs._ledger, [None] * times
+    write = ledger.write
+
+    async def failing(*statements: Statement) -> None:
+        if left and any(text.startswith(beginning) for text, _ in statements):
+            left.pop()
+            raise StoreError("no space left")
+        await write(*statements)
+
+    ledger.write = failing  # type: ignore[method-assign]
+
+
+async def test_a_result_that_cannot_be_stored_is_stored_later(house: House) -> None:
+    break_writes(house, "INSERT OR IGNORE INTO batch_results", times=1)
+    batch = await ended(house, (await start(house, *(line(str(i)) for i in range(3)))).id)
+    assert len(await lines_of(house, batch.output_file_id)) == 3
+    assert len([view for view in house.recorded if view.service_class == "batch"]) == 3
+
+
+async def test_a_batch_that_could_not_be_finalized_is_finalized_by_the_next_daemon(tmp_path: Path) -> None:
+    async with open_house(home=tmp_path) as house:
+        break_writes(house, "DELETE FROM batch_results", times=1)
+        batch = await start(house, *(line(str(i)) for i in range(5)))
+        await house.until(lambda: any(note.kind == "batch.stuck" for note in house.notes))
+        assert (await house.ai.batches.retrieve(batch.id)).status == "finalizing"
+        assert [file.id async for file in house.ai.files.list()] == [batch.input_file_id]
+    async with open_house(home=tmp_path) as house:
+        batch = await ended(house, batch.id)
+        assert (batch.status, len(await lines_of(house, batch.output_file_id))) == ("completed", 5)
+        assert not house.recorded, "a line with a result ran again"
+        assert sorted(path.name for path in (tmp_path / "files").iterdir()) == sorted(
+            [batch.input_file_id, str(batch.output_file_id)]
+        )

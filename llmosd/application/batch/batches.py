@@ -77,8 +77,8 @@ class Batches:
         """Recorded when this returns. Raises Unavailable, QueueFull."""
         if self._service.phase is not Phase.SERVING:
             raise Unavailable(f"the daemon is {self._service.phase}: no new batches are taken")
-        if sum(other.unfinished for other in self._batches.values()) >= MAX_UNFINISHED:
-            text = f"{MAX_UNFINISHED} batches are unfinished: wait for one to end, or cancel one"
+        if sum(other.unfinished for other in self._batches.values() if other.user == batch.user) >= MAX_UNFINISHED:
+            text = f"{MAX_UNFINISHED} batches of this user are unfinished: wait for one to end, or cancel one"
             raise QueueFull(text, retry_after_s=BUSY_S)
         await self._ledger.write(ledger.put_batch(batch))
         self._batches[batch.id] = batch

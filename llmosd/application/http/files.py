@@ -18,7 +18,7 @@ from llmosd.application.http.errors import BodyTooLarge
 from llmosd.application.http.multipart import Form, boundary_of, parse
 from llmosd.application.http.reply import ok
 from llmosd.application.http.rights import caller_of
-from llmosd.errors import InvalidRequest
+from llmosd.errors import InvalidRequest, LlmosError
 
 _PIECE = 1 << 20
 _FRAME = 64 << 10  # of a multipart body beside the file
@@ -57,6 +57,8 @@ class FilesEndpoint:
             form = await asyncio.to_thread(parse, body, boundary)
             filename, part, lifetime = _checked(form, body)
             file = await self._files.add(part, filename=filename, user=user_of(request), expires_after=lifetime)
+        except OSError as error:
+            raise LlmosError(f"the file cannot be kept: {error.strerror}") from error
         finally:
             await asyncio.to_thread(body.unlink, True)
         return ok(file)
