@@ -2,7 +2,8 @@
 
 A line is posted as if by a client that never leaves, in class `batch`; its result is one transaction. Lines of all
 batches share a bounded number of places, each batch waiting for one at a time: so they take turns, and the queue is
-never full of them. What a daemon's end interrupts has no result and runs again.
+never full of them. A line that the queue has no room for gives its place back. What a daemon's end interrupts has no
+result and runs again.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 
 MAX_UNFINISHED = 100
 RETRY_S = 1.0
+REFUSED_S = 0.2
 BUSY_S = 60.0
 SWEEP_S = 3600.0
 _CANCELLED = Failure("batch_cancelled", "the batch was cancelled before this line could be run")
@@ -49,6 +52,10 @@ class _Job:
     """A batch that is being worked on."""
 
     spans: list[Span] = field(default_factory=list)
+    left: deque[Span] = field(default_factory=deque)  # to be run
+    running: int = 0
+    refused: bool = False  # the queue had no room for one lately
+    news: asyncio.Event = field(default_factory=asyncio.Event)  # a line has ended
     scope: asyncio.Timeout | None = None  # around its lines
 
 
@@ -191,35 +198,48 @@ class Batches:
         if self._batches[id].status != "in_progress":
             return True
         at = asyncio.get_running_loop().time() + max(0.0, left)
+        job.left = deque(span for span in job.spans if span.number not in done)
         with suppress(TimeoutError):
             async with asyncio.timeout_at(at) as job.scope, asyncio.TaskGroup() as group:
-                for span in job.spans:
-                    if span.number in done:
-                        continue
-                    if self._service.phase is not Phase.SERVING:
-                        break
-                    await self._places.acquire()
-                    line = group.create_task(self._run_line(id, span), name=f"{id}-{span.number}")
-                    line.add_done_callback(lambda _line: self._places.release())
+                while (job.left or job.running) and self._service.phase is Phase.SERVING:
+                    await (self._wait(job) if job.refused or not job.left else self._start_line(id, job, group))
         job.scope = None
         return len(done) == len(job.spans) or self._service.phase is Phase.SERVING
 
-    async def _run_line(self, id: str, span: Span) -> None:
-        """Returns without a result where the daemon ends."""
+    async def _wait(self, job: _Job) -> None:
+        """For a moment where the queue had no room, else until a line has ended."""
+        if job.refused:
+            await asyncio.sleep(REFUSED_S)
+            job.refused = False
+        else:
+            job.news.clear()
+            await job.news.wait()
+
+    async def _start_line(self, id: str, job: _Job, group: asyncio.TaskGroup) -> None:
+        await self._places.acquire()
+        span = job.left.popleft()
+        job.running += 1
+
+        def ended(_line: asyncio.Task[None]) -> None:
+            self._places.release()
+            job.running -= 1
+            job.news.set()
+
+        group.create_task(self._run_line(id, job, span), name=f"{id}-{span.number}").add_done_callback(ended)
+
+    async def _run_line(self, id: str, job: _Job, span: Span) -> None:
+        """Returns without a result where the queue has no room for it, or the daemon ends: it takes its turn again."""
         batch = self._batches[id]
         line = await asyncio.to_thread(lines.read, self.files.path(batch.input_file_id), span)
-        while self._service.phase is Phase.SERVING:
-            request = await self._free_id(f"{id}-{span.number}")
-            try:
-                status, body = await self._post(batch, request, bytes(line.body))
-            except QueueFull as error:
-                await asyncio.sleep(min(error.retry_after_s, RETRY_S))
-            except Unavailable:
-                await asyncio.sleep(RETRY_S if self._service.phase is Phase.SERVING else 0)
-            else:
-                response = Response(status, request, msgspec.Raw(body))
-                await self._record(id, span, status >= 400, output.record(line.custom_id, response=response))
-                return
+        request = await self._free_id(f"{id}-{span.number}")
+        try:
+            status, body = await self._post(batch, request, bytes(line.body))
+        except (QueueFull, Unavailable):
+            job.refused = True
+            job.left.appendleft(span)
+        else:
+            response = Response(status, request, msgspec.Raw(body))
+            await self._record(id, span, status >= 400, output.record(line.custom_id, response=response))
 
     async def _free_id(self, wanted: RequestId) -> RequestId:
         """An id for a request. One for the same line that an earlier daemon left on disk is cancelled."""
