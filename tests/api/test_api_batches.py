@@ -13,7 +13,7 @@ from typing import Any
 
 import openai
 import pytest
-from api_house import LIMITS, MODEL, House, open_house
+from api_house import LIMITS, MODEL, PACE_S, House, open_house
 from openai.types import Batch
 
 from llmosd.application.cli import main
@@ -204,7 +204,7 @@ async def test_a_batch_goes_on_under_the_next_daemon(tmp_path: Path) -> None:
 
 async def test_a_hibernated_line_runs_again_and_once(tmp_path: Path) -> None:
     async with open_house(home=tmp_path) as house:
-        house.executor.pause_s = 0.002
+        house.executor.pause_s = PACE_S
         batch = await start(house, *(line(str(i), max_tokens=100) for i in range(2)))
         await house.until(lambda: len(house.recorded) == 2)
         await house.hibernation.hibernate()

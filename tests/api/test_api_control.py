@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from api_house import MODEL, House, open_house
+from api_house import MODEL, PACE_S, House, open_house
 
 from llmosd.application import keys
 from llmosd.application.cli import main
@@ -28,7 +28,7 @@ Tasks = list[asyncio.Task[httpx.Response]]
 
 async def begin(house: House, id: str, key: str = "", **fields: Any) -> asyncio.Task[httpx.Response]:
     """A long request, once it is accepted."""
-    house.executor.pause_s = 0.002
+    house.executor.pause_s = PACE_S
     body = {"model": MODEL, "prompt": f"the secret of {id}", "max_tokens": 480, **fields}
     headers = {"X-Request-Id": id, **bearer(key)}
     task = asyncio.create_task(house.http.post(COMPLETIONS, json=body, headers=headers))
@@ -382,7 +382,7 @@ async def test_a_suspended_stream_stays_open_with_comments_and_loses_no_token(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(EventStream.__init__, "__defaults__", (0.05,))  # seconds between comments
-    house.executor.pause_s = 0.002
+    house.executor.pause_s = PACE_S
     body = {"model": MODEL, "prompt": "hello", "max_tokens": 100, "stream": True}
     text, suspended, comments = "", False, 0
     async with house.http.stream("POST", COMPLETIONS, json=body, headers={"X-Request-Id": "s"}) as response:

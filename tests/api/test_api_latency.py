@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from api_house import LIMITS, MODEL, MS, House, open_house
+from api_house import LIMITS, MODEL, MS, PACE_S, House, open_house
 
 from llmosd.application.explain import PHASES
 
@@ -64,7 +64,7 @@ async def test_of_several_prompts_the_slowest_is_explained() -> None:
 
 async def test_a_live_request_says_why_it_waits() -> None:
     async with open_house(limits=LIMITS.__class__(1, 64, 3, 512, 16, 256)) as house:
-        house.executor.pause_s = 0.002
+        house.executor.pause_s = PACE_S
         tasks = [
             asyncio.create_task(
                 house.http.post(

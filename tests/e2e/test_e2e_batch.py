@@ -15,7 +15,13 @@ LINES = 200
 
 
 def asked(number: int) -> str:
-    body = {"model": MODEL, "prompt": f"{number} and", "max_tokens": 1 + number % 2, "temperature": 0}
+    body = {
+        "model": MODEL,
+        "prompt": f"{number} and",
+        "max_tokens": 12 + number % 2,
+        "temperature": 0,
+        "ignore_eos": True,
+    }
     return json.dumps({"custom_id": f"q{number}", "method": "POST", "url": "/v1/completions", "body": body})
 
 
@@ -46,7 +52,7 @@ def test_a_batch_survives_kill_9(home: Path, tmp_path: Path) -> None:
         assert [row["custom_id"] for row in rows] == [f"q{number}" for number in range(LINES)]
         for number, row in enumerate(rows):
             assert row["response"]["status_code"] == 200
-            assert row["response"]["body"]["usage"]["completion_tokens"] == 1 + number % 2
+            assert row["response"]["body"]["usage"]["completion_tokens"] == 12 + number % 2
         shown = daemon.cli("batch", "get", id)
         assert len(shown.stdout.splitlines()) == LINES
     with closing(sqlite3.connect(f"file:{home / 'llmos.db'}?mode=ro", uri=True)) as database:

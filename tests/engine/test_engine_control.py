@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ class Room:
     model: str
     plans: list[Plan] = field(default_factory=list)
     scripts: list[Callable[[Plan], bool]] = field(default_factory=list)  # each until it returns True
+    asked: threading.Event = field(default_factory=threading.Event)  # all that the test submits
 
     def before(self, plan: Plan) -> None:
         self.plans.append(plan)
@@ -93,9 +95,10 @@ def sequences(plan: Plan) -> int:
 
 def test_kill_ends_a_request_before_the_next_step_and_its_pages_are_free(room: Room) -> None:
     kill = room.control(Kill("not needed"), "a")
-    step = room.in_step(lambda plan: sequences(plan) == SLOTS, kill)
+    step = room.in_step(lambda plan: sequences(plan) == SLOTS and room.asked.is_set(), kill)
     for id in ("a", "b", "waits"):
         room.submit(id, 400)
+    room.asked.set()
     [view] = room.views(kill)
     assert (view.id, view.state, view.pages) == ("a", State.CANCELLED, 0)
     [batch] = [batch for batch in room.listener.batches if any(r.ticket == kill.ticket for r in batch.replies)]
@@ -107,9 +110,10 @@ def test_kill_ends_a_request_before_the_next_step_and_its_pages_are_free(room: R
 
 def test_nice_decides_who_the_next_plan_takes_up(room: Room) -> None:
     nice, kill = room.control(Nice(-5), "second"), room.control(Kill("not needed"), "a")
-    step = room.in_step(lambda plan: sequences(plan) == SLOTS, nice, kill)
+    step = room.in_step(lambda plan: sequences(plan) == SLOTS and room.asked.is_set(), nice, kill)
     for id in ("a", "b", "first", "second"):
         room.submit(id, 400)
+    room.asked.set()
     assert [view.nice for view in room.views(nice)] == [-5]
     room.listener.first_output("second")
     [started] = room.plans[step() + 1].started

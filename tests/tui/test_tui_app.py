@@ -205,10 +205,10 @@ async def grows(top: Desk) -> None:
     requests = tuple(row(n, user="ada" if n < 3 else "bob", session=sessions[n % 3] if n < 3 else "") for n in range(6))
     await top.frame(2, requests=requests)
     await top.press("t")
-    await top.shows("all 6", "  ada 3", "    chat-7 2", f"      {ids(0)[0]}", f"    {ids(2)[0]}", "  bob 3")
+    await top.shows("all (6)", "  ada (3)", "    chat-7 (2)", f"      {ids(0)[0]}", f"    {ids(2)[0]}", "  bob (3)")
     await top.selects(ids(0)[0])
     await top.press("t")
-    await top.lacks("all 6", "chat-7 2")
+    await top.lacks("all (6)", "chat-7 (2)")
     await top.selects(ids(0)[0])
 
 
@@ -365,7 +365,7 @@ async def test_the_daemons_own_words_are_shown_when_it_refuses(broker: LocalBrok
 async def test_keys_act_on_all_requests_of_a_user(broker: LocalBroker, node: str) -> None:
     async with desk_with_requests(broker, node) as (top, house):
         await top.press("t")
-        await top.shows("all 3", "ada 2", "bob 1")
+        await top.shows("all (3)", "ada (2)", "bob (1)")
         await top.press("g", "down")
         await top.selects("user ada")
         await top.press("right_square_bracket")

@@ -80,7 +80,7 @@ def _branch(
     by_fields = {**filter.fields, **fields}
     selects: Mapping[str, Any] = by_fields if by_fields and not filter.words else {"ids": [row.id for row in rows]}
     words = f"{len(rows)} request{'' if len(rows) == 1 else 's'} {about}".rstrip()
-    return Item(key, _sum(f"{title} {len(rows)}", rows), tuple(rows), selects, words, depth)
+    return Item(key, _sum(f"{title} ({len(rows)})", rows), tuple(rows), selects, words, depth)
 
 
 def _sum(title: str, rows: Sequence[RequestRow]) -> RequestRow:
