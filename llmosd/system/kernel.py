@@ -328,6 +328,7 @@ class Kernel:
         draft = self._scheduler.build(now, admit)
         assert draft.sequences or self.transferring, "requests wait or run but none can be fed"
         self._events += draft.events
+        self._events += [PolicyChanged(self.model, *change, now) for change in self.policy.take_changes()]
         page_outs, page_ins = self._pager.take()
         plan = Plan(
             self._steps,

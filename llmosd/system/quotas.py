@@ -42,6 +42,7 @@ class QuotaQueue:
         self.displaces, self.protects, self.starving = queue.displaces, queue.protects, queue.starving
         self.advance, self.admit, self.leave = queue.advance, queue.admit, queue.leave
         self.charge, self.forget, self.observe = queue.charge, queue.forget, queue.observe
+        self.take_changes = queue.take_changes
 
     def switch(self, policy: Policy, waiting: Iterable[Request], running: Iterable[Request], now: Nanoseconds) -> None:
         """Another policy orders them from now on; all that wait, in the order of arrival, and all that run."""

@@ -12,7 +12,7 @@ from llmosd.types.latency import Nanoseconds, Timeline, TimeSplit
 RequestId = str
 SequenceId = int
 
-POLICY_NAMES = ("fcfs", "priority", "fair", "sjf", "hrrn", "edf", "mlfq")
+POLICY_NAMES = ("fcfs", "priority", "fair", "dynamic", "sjf", "hrrn", "edf", "mlfq")
 
 NICE_MIN, NICE_MAX = -20, 19
 

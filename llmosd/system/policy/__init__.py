@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llmosd.errors import InvalidRequest
+from llmosd.system.policy.dynamic import Dynamic
 from llmosd.system.policy.edf import Edf
 from llmosd.system.policy.fair import Fair
 from llmosd.system.policy.fcfs import Fcfs
@@ -17,7 +18,7 @@ from llmosd.system.policy.sjf import Sjf
 __all__ = ["POLICIES", "Policy", "Rules", "named"]
 
 POLICIES: dict[str, Callable[..., Policy]] = {
-    policy.name: policy for policy in (Fcfs, Priority, Fair, Sjf, Hrrn, Edf, Mlfq)
+    policy.name: policy for policy in (Fcfs, Priority, Fair, Dynamic, Sjf, Hrrn, Edf, Mlfq)
 }
 
 

@@ -112,6 +112,9 @@ class ClassQueue(Policy):
     def observe(self, took: Nanoseconds, room: int, pressure: float) -> None:
         self.policy.observe(took, room, pressure)
 
+    def take_changes(self) -> list[tuple[str, str, str]]:
+        return self.policy.take_changes()
+
     def check(self) -> None:
         self.policy.check()
         self._batch.check()

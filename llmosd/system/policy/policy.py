@@ -138,6 +138,10 @@ class Policy(ABC):
         """
         return
 
+    def take_changes(self) -> list[tuple[str, str, str]]:
+        """(what it did, what it does, why) for each change of its own since this was asked last."""
+        return []
+
     @abstractmethod
     def check(self) -> None: ...
 
