@@ -91,6 +91,9 @@ class Config:
         "milliseconds a step with decodes may take while prompts are computed; 0 is near what they take alone",
         range_=COUNT,
     )
+    ttft_target: int = _option(
+        2000, "milliseconds to a request's first token that the policy dynamic tries to keep", range_=POSITIVE
+    )
     pages: int = _option(0, "most pages in that model's KV pool; 0 sizes it from `memory`", range_=COUNT)
     page_tokens: int = _option(
         0,

@@ -14,6 +14,7 @@ from llmosd.hardware import gpus, memory, processors
 from llmosd.prediction.costs import FittedTransferCost
 from llmosd.prediction.formulas import amdahl, fit_amdahl
 from llmosd.prediction.itl_budget import ItlBudget
+from llmosd.prediction.lengths import MedianLength
 from llmosd.prediction.step_model import StepModel
 from llmosd.runtime import importer, scaling
 from llmosd.runtime.backend import LARGEST_PAGE, best_page_tokens
@@ -26,6 +27,7 @@ from llmosd.runtime.installed import InstalledModel
 from llmosd.runtime.page_pool import bytes_per_page
 from llmosd.runtime.page_transfers import THREADS, PageTransfers
 from llmosd.runtime.paged_model import Backend, PagedModel, choose_backend, choose_kv_format, pages_that_fit
+from llmosd.runtime.prices import measure
 from llmosd.runtime.swap_file import SwapFile, slot_bytes
 from llmosd.runtime.tokenizer import Tokenizer
 from llmosd.system.costs import Costs
@@ -71,7 +73,7 @@ class Blueprint:
         """The kernel, with nothing loaded, and the file that its pages are swapped to. Raises ConfigError."""
         config, file, transfer_cost = self.config, *self._swap()
         steps = StepModel()
-        costs = Costs(steps, transfer_cost, ItlBudget(steps, config.itl_target / 1e3 or None))
+        costs = Costs(steps, transfer_cost, ItlBudget(steps, config.itl_target / 1e3 or None), MedianLength())
         kernel = Kernel(
             self.limits,
             named(config.policy, self._rules),
@@ -97,6 +99,8 @@ class Blueprint:
             kv_format=self.kv_format,
             strict=self.config.strict,
         )
+        prices = kernel.policy.rules.prices
+        prices.prompt, prices.output = measure(model)
         transfers = None
         if file is not None:
             assert model.page_bytes is not None, "swap space for pages that are not in this process's memory"
@@ -105,7 +109,10 @@ class Blueprint:
 
     @property
     def _rules(self) -> Rules:
-        return Rules(starve_after=self.config.starve_after * 10**9, starve_share=self.config.starve_share / 100)
+        config = self.config
+        rules = Rules(starve_after=config.starve_after * 10**9, starve_share=config.starve_share / 100)
+        itl = config.itl_target * 10**6 or rules.slo_itl
+        return replace(rules, slo_ttft=config.ttft_target * 10**6, slo_itl=itl)
 
     def _swap(self) -> tuple[SwapFile | None, FittedTransferCost]:
         """The swap file, if there is to be one, and what a page costs on this disk."""

@@ -2,7 +2,7 @@
 
 It looks four times a second; what it goes by are averages over ten seconds:
 
-- *Load*: requests that wait, for each slot. *Burstiness*: variance over mean of arrivals from look to look, in a minute.
+- *Load*: requests that wait, for each slot. *Burstiness*: variance over mean of arrivals by look, in a minute.
 - *SLOs*: the share of first tokens within `slo_ttft` of arrival, and of steps with decodes within `slo_itl`.
 - *KV pressure*: pages that are not to be had, and requests that had to give theirs up.
 
