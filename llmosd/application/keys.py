@@ -11,11 +11,13 @@ A key is 256 random bits, so that its digest gives nothing away.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from hashlib import sha256
@@ -94,10 +96,21 @@ def read(home: Path) -> list[Key] | None:
     return keys
 
 
+@contextmanager
+def changing(home: Path) -> Iterator[None]:
+    """Nobody else changes the file inside the block: it waits for whoever does."""
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    directory = os.open(home, os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
+
+
 def write(home: Path, keys: Sequence[Key]) -> None:
     """Replace the file in one step; its owner alone may read it. Raises ConfigError where keys contradict."""
     _settings(keys, home / FILE)
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
     scratch = home / f"{FILE}.new"
     scratch.unlink(missing_ok=True)
     with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from api_house import MODEL, PACE_S, House, open_house
 
@@ -339,6 +340,16 @@ async def test_clients_send_the_key_of_their_environment(tmp_path: Path, monkeyp
                 Client(house.url)
             monkeypatch.setenv(KEY, "ann")
             assert await cli(house, "kill", "a") == 0
+
+
+async def test_openais_client_is_told_as_by_openai(tmp_path: Path) -> None:
+    async with house_with_keys(tmp_path) as house:
+        with pytest.raises(openai.AuthenticationError, match="not known"):
+            await house.ai.completions.create(model=MODEL, prompt="x")
+        with pytest.raises(openai.PermissionDeniedError, match="right own"):
+            await house.ai.with_options(api_key="eve").completions.create(model=MODEL, prompt="x")
+        answer = await house.ai.with_options(api_key="ann").completions.create(model=MODEL, prompt="x", max_tokens=3)
+        assert answer.choices[0].text == "abc"
 
 
 async def test_a_new_key_counts_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,13 @@ def test_a_broken_file_is_named_and_the_last_good_keys_stay(tmp_path: Path, text
     with pytest.raises(ConfigError, match=said):
         keys.read(tmp_path)
     assert access.caller("secret").user == "ann"
+
+
+def test_keys_that_are_added_at_once_are_all_kept(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        codes = list(pool.map(lambda number: main(["keys", "add", f"u{number}", "--home", str(tmp_path)]), range(24)))
+    assert codes == [0] * 24
+    assert {key.user for key in keys.read(tmp_path) or ()} == {f"u{number}" for number in range(24)}
 
 
 def test_keys_of_one_user_may_not_contradict_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

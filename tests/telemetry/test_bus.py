@@ -14,23 +14,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmosd.application.broker import Broker, ensure_broker
-from llmosd.application.bus import BACKOFF_MAX_S, Bus, backoff
+from llmosd.application.bus import BACKOFF_MAX_S, Answer, Bus, backoff
 from llmosd.application.eventlog import EventLog
 from llmosd.application.ratelimit import BURST, PER_S, EventRate
 from llmosd.config import Config
-from llmosd.wire import EventMessage, Frame, Status
+from llmosd.wire import CommandReply, EventMessage, Frame, Status
 from tests.telemetry.conftest import kill, subscriber, until
 
 
 @asynccontextmanager
-async def running(config: Config, mosquitto: str | None) -> AsyncIterator[tuple[Bus, EventLog, list[EventMessage]]]:
+async def running(
+    config: Config, mosquitto: str | None, answer: Answer | None = None
+) -> AsyncIterator[tuple[Bus, EventLog, list[EventMessage]]]:
     """A connected bus, the log that feeds it, and all that was logged."""
 
     async def ensure() -> Broker:
         return await ensure_broker(config, mosquitto=mosquitto)
 
     log, logged = EventLog("test"), list[EventMessage]()
-    bus = Bus(ensure, Status("test", "online", time.time(), pid=7), log)
+    bus = Bus(ensure, Status("test", "online", time.time(), pid=7), log, answer)
     log.attach(bus.publish_event)
     log.attach(logged.append)
     task = asyncio.create_task(bus.run())
@@ -182,3 +184,30 @@ async def test_a_stop_that_comes_with_an_acknowledgement_is_not_lost(
         await asyncio.wait({task}, timeout=60)
         assert task.cancelled()
         await until(lambda: states(got)[-1:] == ["offline"])
+
+
+async def test_commands_are_answered_and_who_sent_one_from_outside_is_not_taken_for_this_machine(
+    config: Config, mosquitto: str | None
+) -> None:
+    asked: list[tuple[bytes, bool]] = []
+
+    async def answer(payload: bytes, local: bool) -> CommandReply:
+        asked.append((payload, local))
+        return CommandReply("test", 0.0, payload.decode())
+
+    def replies(got: list[Any]) -> list[str]:
+        return [payload["ticket"] for topic, payload, _ in got if topic == "llmos/test/reply"]
+
+    async with running(config, mosquitto, answer) as (bus, _, _), subscriber(port(bus)) as got:
+        async with aiomqtt.Client("127.0.0.1", port(bus)) as client:
+            await client.publish("llmos/else/command", b"1", 1)
+            await client.publish("llmos/test/command", b"2", 1)
+            await client.publish("llmos/test/command", b"3", 1, retain=True)  # for who is there, one as any other
+        await until(lambda: sorted(replies(got)) == ["2", "3"])
+        assert asked == [(b"2", True), (b"3", True)]
+        outside = Config(home=config.home, mqtt=f"mqtt://127.0.0.1:{port(bus)}", node="test")
+    asked.clear()
+    async with running(outside, None, answer) as (bus, _, _), aiomqtt.Client("127.0.0.1", port(bus)) as client:
+        await client.publish("llmos/test/command", b"4", 1)
+        await until(lambda: bool(asked))
+    assert asked == [(b"4", False)], "what is retained is none for now"

@@ -45,7 +45,8 @@ def _add(args: argparse.Namespace) -> int:
         user, right = keys.check_user(args.user), Right.parse(args.rights)
     except ValueError as exc:
         raise InvalidRequest(str(exc)) from None
-    keys.write(home, [*(keys.read(home) or ()), Key(keys.digest_of(secret), user, right, limits)])
+    with keys.changing(home):
+        keys.write(home, [*(keys.read(home) or ()), Key(keys.digest_of(secret), user, right, limits)])
     print(secret)
     return 0
 
@@ -67,9 +68,10 @@ def _row(key: Key) -> dict[str, Any]:
 
 def _remove(args: argparse.Namespace) -> int:
     home = options.load(args).home
-    known = keys.read(home) or []
-    gone = keys.named(known, args.id)
-    keys.write(home, [key for key in known if key is not gone])
+    with keys.changing(home):
+        known = keys.read(home) or []
+        gone = keys.named(known, args.id)
+        keys.write(home, [key for key in known if key is not gone])
     print(f"removed {gone.digest[:ID_DIGITS]} of {gone.user}")
     return 0
 
