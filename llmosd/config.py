@@ -126,6 +126,12 @@ class Config:
         True, "keep pages of past prompts and answers, and share those with a common beginning"
     )
     queue_limit: int = _option(1024, "requests that may wait", range_=POSITIVE)
+    queue_tokens: int = _option(
+        0, "tokens that waiting requests may have and ask for, all together; 0 is no limit", range_=COUNT
+    )
+    queue_timeout: int = _option(
+        0, "seconds after which a request that was not admitted is given up; 0 for never", range_=COUNT
+    )
     stream_buffer: int = _option(
         256, "tokens kept for a client that reads slowly; with more its request pauses", range_=POSITIVE
     )

@@ -64,6 +64,31 @@ class QueueFull(LlmosError):
         self.retry_after_s = retry_after_s
 
 
+class RateLimited(QueueFull):
+    """A user has as many requests as they may, or spends tokens faster than they may (HTTP 429 with Retry-After).
+
+    `tokens` is, of a token rate, how many can be had at once, how many are left, and the seconds until all are back.
+    """
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after_s: float, tokens: tuple[int, int, float] | None = None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.tokens = tokens
+
+
+class QueueTimeout(QueueFull):
+    """The request was not admitted in the time that it may wait for that (HTTP 429 with Retry-After)."""
+
+    code = "queue_timeout"
+
+
+class DeadlineExceeded(LlmosError):
+    """The request's deadline passed before it had ended (HTTP 504)."""
+
+    code = "deadline_exceeded"
+
+
 class Unavailable(LlmosError):
     """The daemon, the model or the broker is not there now: starting, draining, stopped (HTTP 503, exit 3)."""
 

@@ -5,6 +5,9 @@ running = 4        # requests that run at once; 0 is no limit
 pages = 0          # pages held at once; 0 is no limit
 share = 0.5        # of the pool; the tighter of pages and share counts
 weight = 2         # of the user's service under the policy `fair`
+live = 100         # requests that wait, run or stand; 0 is no limit
+tokens_per_s = 500 # of prompts and of what may be generated, on and on; 0 is no limit
+burst = 20000      # of them at once; 0 is a minute's worth
 
 [quota.users.batch]
 running = 1

@@ -33,7 +33,7 @@ from llmosd.runtime.tokenizer import Tokenizer
 from llmosd.system.costs import Costs
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import Rules, named
-from llmosd.system.residency import ModelSize
+from llmosd.system.residency import SECOND, ModelSize
 from llmosd.system.speculation import Speculation
 from llmosd.types import KvFormat
 from llmosd.wire import Amdahl
@@ -252,6 +252,8 @@ def limits_of(config: Config, geometry: Geometry, backend: Backend, room: int | 
         page_tokens=page_tokens,
         pages=config.pages or max(1, min(wanted, fitting)),  # whether that fits is the segment table's to say
         swap_slots=swap_slots,
+        queue_tokens=config.queue_tokens,
+        queue_timeout=config.queue_timeout * SECOND,
     )
 
 

@@ -21,11 +21,14 @@ from llmosd.application.memory import MemoryInfo
 from llmosd.errors import (
     Cancelled,
     ContextTooLong,
+    DeadlineExceeded,
     Forbidden,
     InvalidRequest,
     LlmosError,
     NotFound,
     QueueFull,
+    QueueTimeout,
+    RateLimited,
     StepError,
     Unauthorized,
     Unavailable,
@@ -44,6 +47,7 @@ _LEAVES: dict[str, type[LlmosError]] = {
     for leaf in (
         Cancelled,
         ContextTooLong,
+        DeadlineExceeded,
         Forbidden,
         InvalidRequest,
         NotFound,
@@ -52,6 +56,7 @@ _LEAVES: dict[str, type[LlmosError]] = {
         Unavailable,
     )
 }
+_BUSY: dict[str, type[QueueFull]] = {leaf.code: leaf for leaf in (QueueFull, QueueTimeout, RateLimited)}
 _STATUS: dict[int, type[LlmosError]] = {400: InvalidRequest, 404: NotFound, 503: Unavailable}
 
 T = TypeVar("T")
@@ -344,7 +349,8 @@ def _error(response: httpx.Response) -> LlmosError:
     except UNREADABLE:
         return Unavailable(f"what answers at {response.url} is no llmosd daemon (HTTP {response.status_code})")
     if response.status_code == 429:
-        return QueueFull(detail.message, retry_after_s=float(response.headers.get("retry-after", "1")))
+        leaf = _BUSY.get(detail.code or "", QueueFull)
+        return leaf(detail.message, retry_after_s=float(response.headers.get("retry-after", "1")))
     return _leaf(detail, response.status_code)
 
 

@@ -131,8 +131,10 @@ class Loop:
     def _turn(self) -> bool:
         """One drain of the commands and one step; False when it was the last."""
         was_idle = self._kernel.idle
-        if messages := self._inbox.take(was_idle, self._due_in() if was_idle else None):
+        if messages := self._inbox.take(was_idle, self._wake_in() if was_idle else None):
             self._serve(messages)
+        if expired := self._kernel.expire(self._clock()):
+            self._hand_over((), expired)
         if self._phase is Phase.STOPPING:
             return False
         if not self._kernel.idle or (not messages and self._due_in() == 0):
@@ -144,6 +146,12 @@ class Loop:
         if not was_idle:
             self._kernel.check()
         return self._phase is not Phase.DRAINING
+
+    def _wake_in(self) -> float | None:
+        """Seconds until something is to be done without a command: of who stands still, a deadline may pass."""
+        at = self._kernel.next_deadline
+        waits = [self._due_in(), None if at is None else max(0, at - self._clock()) / 1e9]
+        return min((wait for wait in waits if wait is not None), default=None)
 
     def _due_in(self) -> float | None:
         """Seconds until a model without work is to be unloaded."""

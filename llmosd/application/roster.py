@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
-from llmosd.application.departures import Departures
 from llmosd.application.stream import RequestStream
 from llmosd.application.transcript import Transcript, Transcripts
-from llmosd.errors import NotFound
+from llmosd.errors import DeadlineExceeded, LlmosError, NotFound, QueueTimeout
 from llmosd.types import (
     Accepted,
     Ended,
@@ -28,9 +27,7 @@ HISTORY = 1000  # ended requests that can still be looked up
 class Roster:
     """Follows the engine's events, each of which it must be told, in their order."""
 
-    def __init__(self, clock: Callable[[], Nanoseconds]) -> None:
-        self.departures = Departures()
-        self._clock = clock
+    def __init__(self) -> None:
         self._streams: dict[RequestId, RequestStream] = {}
         self._ended: dict[RequestId, RequestView] = {}
         self._transcripts = Transcripts()
@@ -84,10 +81,8 @@ class Roster:
             oldest = next(iter(self._ended))
             del self._ended[oldest]
             self._transcripts.forget(oldest)
-        if view.state is State.FINISHED:
-            self.departures.add(event.now)
         if stream := self.forget(view.id):
-            stream.end(view, by_stop=by_stop)
+            stream.end(view, by_stop=by_stop, timeout=_timed_out(event))
             if stream.open_to_all:
                 self._transcripts.add(view.id, stream.transcript)
         self._departed.set()
@@ -141,9 +136,18 @@ class Roster:
     def _note_idle(self) -> None:
         if all(stream.suspended for stream in self._streams.values()):
             self._idle.set()
-        elif self._idle.is_set():
+        else:
             self._idle.clear()
-            self.departures.busy_since(self._clock())
+
+
+def _timed_out(event: Ended) -> LlmosError | None:
+    message = f"request {event.request.id} failed: {event.request.error}"
+    match event.timeout:
+        case "deadline":
+            return DeadlineExceeded(message)
+        case "queue":
+            return QueueTimeout(f"{message}; try again later", retry_after_s=event.retry_after_s)
+    return None
 
 
 def _arrived(view: RequestView) -> Nanoseconds:

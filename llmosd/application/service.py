@@ -36,7 +36,7 @@ from llmosd.application.flow import DEFAULT, BackPressure, Flow
 from llmosd.application.roster import HISTORY, Roster
 from llmosd.application.stream import RequestStream
 from llmosd.application.transcript import Transcript
-from llmosd.errors import InvalidRequest, LlmosError, NotFound, QueueFull, Unavailable
+from llmosd.errors import InvalidRequest, LlmosError, NotFound, Unavailable
 from llmosd.system.control import Action, Kill, Resume, Selection
 from llmosd.system.residency import ModelEntry
 from llmosd.system.snapshot import Snapshot
@@ -51,8 +51,6 @@ from llmosd.types import (
 )
 
 log = logging.getLogger(__name__)
-
-_LONGEST_RETRY_S = 3600.0
 
 
 class Phase(StrEnum):
@@ -97,13 +95,13 @@ class Service:
         self.clock = clock
         self._replies: dict[int, asyncio.Future[Any]] = {}
         self._opening: dict[int, RequestId] = {}  # tickets of submits that are not answered yet
-        self.roster = Roster(lambda: self.clock())
+        self.roster = Roster()
         self._subscribers: list[Callable[[Batch], None]] = []
 
     # ------------------------------------------------------------ commands
 
     async def submit(self, spec: RequestSpec) -> RequestStream:
-        """Accepted and recorded when this returns. Raises InvalidRequest, ContextTooLong, QueueFull, Unavailable."""
+        """Accepted and recorded when this returns. Raises what `Kernel.submit` does, and Unavailable."""
         if self.phase is not Phase.SERVING:
             raise Unavailable(f"the daemon is {self.phase}: no new requests are taken")
         if self.roster.knows(spec.id):
@@ -113,8 +111,6 @@ class Service:
         try:
             accepted: RequestView = await self._ask(command)
             await self._on_accept(accepted)
-        except QueueFull as error:
-            raise QueueFull(error.message, retry_after_s=self.retry_after_s()) from None
         except BaseException:
             stream.close("it could not be recorded, or its caller went away before it was accepted")
             raise
@@ -259,11 +255,6 @@ class Service:
     def failure(self) -> str | None:
         """Why the engine died, once it has."""
         return self._engine.failure
-
-    def retry_after_s(self) -> float:
-        """Seconds until the queue that is there now has been served, at the rate at which requests finish."""
-        waiting = self.stats.waiting if self.stats else 1
-        return min(_LONGEST_RETRY_S, max(1.0, waiting / self.roster.departures.per_s(self.clock())))
 
     # ------------------------------------------------------------ what the engine says
 

@@ -76,10 +76,12 @@ class RequestStream:
         if self._full and new is State.DECODE:  # a person resumed it
             self._flow.pause(self.id)
 
-    def end(self, view: RequestView, *, by_stop: bool = False) -> None:
-        """`by_stop`: if it failed, then because the engine was stopped, not by an error of its own."""
+    def end(self, view: RequestView, *, by_stop: bool = False, timeout: LlmosError | None = None) -> None:
+        """`by_stop`: if it failed, then because the engine was stopped, not by an error of its own. `timeout` is why it
+        failed where its time was over.
+        """
         self.view = view
-        error = self._ending(view, by_stop)
+        error = timeout or self._ending(view, by_stop)
         self.transcript.end(error)
         self.finish(error)
 

@@ -45,6 +45,7 @@ class Account:
     live: int = 0
     running: int = 0
     promised: int = 0
+    parked_tokens: int = 0  # that requests have and may generate which wait for the quota
     held: PageMeter = field(default_factory=PageMeter)
     prefilled: int = 0
     reused: int = 0
@@ -98,6 +99,7 @@ class Accounts:
         self._passing: dict[str, Account] = {}  # kept only while they have a live request
         self._gone = UserUsage(None)  # what those used that are not kept any more
         self._eased: dict[Account, None] = {}
+        self.live = 0  # requests of all of them
 
     def find(self, user: str) -> Account | None:
         return self._kept.get(user) or self._passing.get(user)
@@ -115,11 +117,13 @@ class Accounts:
             room = len(self._kept) < self._room_for_names
             (self._kept if room else self._passing)[user] = account
         account.live += 1
+        self.live += 1
         return account
 
     def close(self, account: Account) -> None:
         """For a request that has left it."""
         account.live -= 1
+        self.live -= 1
         if not account.live and self._passing.pop(account.user, None) is not None:
             self._gone = _add(self._gone, account.usage(self.now))
             self._eased.pop(account, None)
@@ -176,6 +180,8 @@ class Accounts:
             assert account.most_running is None or account.running <= account.most_running, "too many run of one user"
             assert account.has_room(0), f"{account.user} holds {account.charged} pages of {account.most_pages}"
             assert account.running <= account.live
+        accounts = (*self._kept.values(), *self._passing.values())
+        assert self.live == sum(account.live for account in accounts), "live requests are miscounted"
         assert all(account.live for account in self._passing.values()), "a user without requests is kept"
 
     # ---- small things

@@ -8,11 +8,12 @@ from __future__ import annotations
 from array import array
 from dataclasses import replace
 
-from llmosd.errors import InvalidRequest, NotFound, QueueFull
+from llmosd.errors import InvalidRequest, NotFound
 from llmosd.system.accounts import Accounts
-from llmosd.system.admission import resolve_max_tokens, validate, validate_nice
+from llmosd.system.admission import Admission, resolve_max_tokens, validate, validate_deadline, validate_nice
 from llmosd.system.checks import check_accounts, check_requests, validate_result
 from llmosd.system.costs import Costs
+from llmosd.system.deadlines import Deadlines, Timeout
 from llmosd.system.eviction import Eviction
 from llmosd.system.limits import Limits
 from llmosd.system.memory import look
@@ -83,6 +84,8 @@ class Kernel:
         self._accounts = Accounts(quotas, limits.pages)
         self.policy = QuotaQueue(policy, self._accounts, limits)
         self._planned: tuple[Nanoseconds, int] = (0, 0)  # when the step in flight was, and its room for prompts
+        self._admission = Admission(limits, self.policy, self._accounts, quotas)
+        self._deadlines = Deadlines()
         pool = PagePool(limits.pages, PrefixCache(limits.page_tokens, prefixes or b""))
         self._table = PageTable(pool, limits.slots, limits.columns, limits.page_tokens)
         self._reuse = PrefixReuse(self._table, remember=prefixes is not None)
@@ -138,8 +141,8 @@ class Kernel:
     def submit(self, spec: RequestSpec, now: Nanoseconds) -> list[Event]:
         """Accept a request into the queue.
 
-        Raises InvalidRequest, ContextTooLong (it cannot fit the context or, alone, the pool or its user's quota) or
-        QueueFull, whose `retry_after_s` is nominal: whoever knows the rate of completion replaces it.
+        Raises InvalidRequest, ContextTooLong (it cannot fit the context or, alone, the pool or its user's quota),
+        DeadlineExceeded, QueueFull or RateLimited, the last two with the time after which to ask again.
         """
         self._advance(now)
         if spec.id in self._requests:
@@ -148,12 +151,17 @@ class Kernel:
             raise InvalidRequest("the request arrives in the future", param="arrived")
         validate(spec, self.limits)
         max_tokens = resolve_max_tokens(spec, self.limits, self._accounts.most_pages(spec.user))
-        before = self.policy.before(spec.user)
-        if before >= self.limits.queue_limit + self._table.free_rows:  # who finds a slot does not wait
-            raise QueueFull(f"{before} requests are waiting already; try again later", retry_after_s=1.0)
+        validate_deadline(spec, now)
+        if self.idle:
+            self._admission.departures.busy_since(now)
+        size = len(spec.prompt) + spec.sampling.n * max_tokens
+        paid = self._admission.admit(spec, size, self._table.free_rows, now)
         account = self._accounts.open(spec.user)
         request = Request(spec, self._accepted, max_tokens, self._next_sequence, now, account, self._clock)
+        request.paid = paid
         self._enter(request)
+        if timeout := self.limits.queue_timeout:
+            self._deadlines.add(now + timeout, "queue", request)
         self.policy.add(request)
         return [Accepted(self._view(request))]
 
@@ -174,6 +182,24 @@ class Kernel:
         request = revive(snapshot, self._accepted, self._next_sequence, arrived, now, account, self._clock)
         self._enter(request)
         return [Accepted(self._view(request), restored=True)]
+
+    def expire(self, now: Nanoseconds) -> list[Event]:
+        """Fail those whose deadline has passed, or the time that they may wait in the queue."""
+        self._advance(now)
+        return [event for request, kind in self._deadlines.due(now) for event in self._time_out(request, kind)]
+
+    def _time_out(self, request: Request, kind: Timeout) -> list[Event]:
+        waited = (self._now - request.spec.arrived) / 1e9
+        reason = "its deadline passed" if kind == "deadline" else "it was not admitted in time"
+        *moved, ended = self._stop(request.id, State.FAILED, f"{reason}, {waited:.3f} s after it came", self._now)
+        assert isinstance(ended, Ended)
+        retry_after_s = self._admission.retry_after_s(self._now)
+        return [*moved, replace(ended, timeout=kind, retry_after_s=retry_after_s)]
+
+    @property
+    def next_deadline(self) -> Nanoseconds | None:
+        """When `expire` has something to do."""
+        return self._deadlines.next
 
     def cancel(self, id: RequestId, reason: str, now: Nanoseconds) -> list[Event]:
         """End a request now; raises NotFound when it is unknown or has ended."""
@@ -541,6 +567,7 @@ class Kernel:
         for sequence in request.sequences:
             del self._sequences[sequence.id]
         self._accounts.close(request.account)
+        self._admission.ended(request, self._now)
         events.append(Ended(request.view(self._now, None), self._now))
 
     def _move(self, request: Request, state: State, reason: str, events: list[Event]) -> None:
@@ -556,6 +583,8 @@ class Kernel:
         request.foreseen = self.policy.rules.prices.cost(request.prompt_tokens, output)
         self._requests[request.id] = request
         self._sequences.update((sequence.id, sequence) for sequence in request.sequences)
+        if request.spec.deadline is not None:
+            self._deadlines.add(request.spec.deadline, "deadline", request)
 
     def _find(self, id: RequestId) -> Request:
         try:

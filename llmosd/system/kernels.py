@@ -117,6 +117,14 @@ class Kernels:
     def set_policy(self, name: str, now: Nanoseconds) -> list[Event]:
         return [event for kernel in self._kernels.values() for event in kernel.set_policy(name, now)]
 
+    def expire(self, now: Nanoseconds) -> list[Event]:
+        return [event for kernel in self._kernels.values() for event in kernel.expire(now)]
+
+    @property
+    def next_deadline(self) -> Nanoseconds | None:
+        times = [kernel.next_deadline for kernel in self._kernels.values()]
+        return min((at for at in times if at is not None), default=None)
+
     def restore(self, snapshot: Snapshot, arrived: Nanoseconds, now: Nanoseconds) -> list[Event]:
         kernel = self.kernel(snapshot.spec.model)
         self._check_new(snapshot.id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from llmosd.errors import ConfigError
+from llmosd.types import Nanoseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +15,9 @@ class Limits:
     `slots` sequences run at most; a step feeds at most `token_budget` tokens; `queue_limit` requests wait at most, not
     counting those that the free slots are for; one sequence holds at most `context` tokens; the pool has `pages` pages
     of `page_tokens` tokens each, the swap space has `swap_slots` slots of one page each.
+
+    What waits has `queue_tokens` tokens at most, prompts and the most that may be generated, unless one request alone
+    has more; none waits longer than `queue_timeout` for its first admission. 0 is no limit for both.
     """
 
     slots: int
@@ -23,10 +27,12 @@ class Limits:
     page_tokens: int
     pages: int
     swap_slots: int = 0
+    queue_tokens: int = 0
+    queue_timeout: Nanoseconds = 0
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            least = 0 if item.name == "swap_slots" else 1
+            least = 0 if item.name in ("swap_slots", "queue_tokens", "queue_timeout") else 1
             if getattr(self, item.name) < least:
                 given = getattr(self, item.name)
                 raise ConfigError(f"{item.name} must be at least {least}, not {given}", param=item.name)

@@ -30,6 +30,8 @@ class QuotaQueue:
     def __init__(self, policy: Policy, accounts: Accounts, limits: Limits, now: Nanoseconds = 0) -> None:
         self._accounts = accounts
         self._limits = limits
+        self._tokens = 0  # of all that wait
+        self._parked_tokens = 0  # of these, of those that are parked
         self._parked: dict[Request, None] = {}
         self._lines: dict[Account, RankedQueue] = {}  # the parked, of each user that has some
         self._install(policy, now)
@@ -49,6 +51,7 @@ class QuotaQueue:
         for request in tuple(self._parked):
             self._unpark(request)
         self._install(policy, now)
+        self._tokens = 0
         for request in waiting:
             self.add(request)
         for request in running:
@@ -78,18 +81,23 @@ class QuotaQueue:
     def __len__(self) -> int:
         return len(self._policy) + len(self._parked)
 
-    def before(self, user: str) -> int:
-        """Requests that wait already where a new one of the user would have to: those parked of others do not."""
+    def backlog(self, user: str) -> tuple[int, int]:
+        """Requests that wait already where a new one of the user would have to, and the tokens that they have and may
+        generate: those parked of others do not.
+        """
         account = self._accounts.find(user)
-        return len(self._policy) + (len(self._lines.get(account, ())) if account else 0)
+        requests, tokens = (len(self._lines.get(account, ())), account.parked_tokens) if account else (0, 0)
+        return len(self._policy) + requests, self._tokens - self._parked_tokens + tokens
 
     def add(self, request: Request) -> None:
+        self._tokens += request.size
         if self._is_blocked(request):
             self._park(request)
         else:
             self._policy.add(request)
 
     def remove(self, request: Request) -> None:
+        self._tokens -= request.size
         if request in self._parked:
             self._unpark(request)
         else:
@@ -137,6 +145,7 @@ class QuotaQueue:
     def _park(self, request: Request) -> None:
         self._parked[request] = None
         self._lines.setdefault(request.account, RankedQueue(self._policy.seat)).add(request)
+        self._count_parked(request, request.size)
         request.wait.park(self._accounts.now)
 
     def _unpark(self, request: Request) -> None:
@@ -145,7 +154,12 @@ class QuotaQueue:
         del self._parked[request]
         if not len(line):
             del self._lines[request.account]
+        self._count_parked(request, -request.size)
         request.wait.unpark(self._accounts.now)
+
+    def _count_parked(self, request: Request, tokens: int) -> None:
+        self._parked_tokens += tokens
+        request.account.parked_tokens += tokens
 
     def check(self) -> None:
         self._policy.check()
@@ -154,3 +168,5 @@ class QuotaQueue:
         assert all(map(len, self._lines.values())), "an empty wait list is kept"
         parked = {request for line in self._lines.values() for request in line}
         assert parked == self._parked.keys(), "wait lists do not add up"
+        tokens = sum(account.parked_tokens for account in self._lines)
+        assert tokens == self._parked_tokens == sum(request.size for request in parked), "parked tokens do not add up"

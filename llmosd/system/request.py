@@ -124,6 +124,7 @@ class Request:
         self.computed = 0  # tokens of the prompt that have been computed or skipped, at most so far
         self.service: Nanoseconds = 0  # what was computed for it for the first time, by price
         self.admitted_with: Nanoseconds = 0  # service that it had when it was last admitted
+        self.paid = 0  # tokens taken from its user's bucket
         self.first_token: Nanoseconds | None = None
         self.error: str | None = None
         self.state = State.QUEUED
@@ -141,6 +142,11 @@ class Request:
     @property
     def id(self) -> str:
         return self.spec.id
+
+    @property
+    def size(self) -> int:
+        """Tokens that it has and may generate."""
+        return self.prompt_tokens + len(self.sequences) * self.max_tokens
 
     @property
     def salt(self) -> str:

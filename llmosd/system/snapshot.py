@@ -97,7 +97,10 @@ def revive(
     clock: WaitClock,
 ) -> Request:
     """The suspended request that the snapshot is of; what passed since then counts as `other` time."""
-    spec = replace(snapshot.spec, arrived=arrived, ready=None, tokenise=0)
+    deadline = snapshot.spec.deadline
+    if deadline is not None:
+        deadline += arrived - snapshot.spec.arrived
+    spec = replace(snapshot.spec, arrived=arrived, ready=None, tokenise=0, deadline=deadline)
     request = Request(spec, number, snapshot.max_tokens, first_id, now, account, clock)
     for sequence, branch in zip(request.sequences, snapshot.branches, strict=True):
         sequence.tokens, sequence.finish = list(branch.tokens), branch.finish

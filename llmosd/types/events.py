@@ -55,12 +55,15 @@ class Output:
 class Ended:
     """A request left the table: finished, cancelled or failed. `request` is its final view.
 
-    `interrupted`: it failed because the engine stopped or died, not by an error of its own.
+    `interrupted`: it failed because the engine stopped or died, not by an error of its own. `timeout`: it failed as its
+    deadline passed, or the time that it might wait in the queue; then `retry_after_s` says when there may be room.
     """
 
     request: RequestView
     now: Nanoseconds
     interrupted: bool = False
+    timeout: Literal["", "deadline", "queue"] = ""
+    retry_after_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,16 +97,21 @@ class RequestSpec:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What one user's running requests may hold at once: how many they are, pages, share of the pool; and its weight.
+    """What one user's running requests may hold at once: how many they are, pages, share of the pool; its weight; and
+    what is taken from the user at all: live requests, tokens.
 
-    0 requests or 0 pages is no limit. Of `pages` and `share` (above 0, at most 1) the tighter one counts. Under the
-    policy `fair` a user of weight 2 gets twice the service of one of weight 1.
+    0 is no limit. Of `pages` and `share` (above 0, at most 1) the tighter one counts. Under the policy `fair` a user of
+    weight 2 gets twice the service of one of weight 1. Tokens come from a token bucket: `burst` at once, a minute's worth
+    where that is 0, and `tokens_per_s` on and on.
     """
 
     running: int = 0
     pages: int = 0
     share: float = 1.0
     weight: float = 1.0
+    live: int = 0
+    tokens_per_s: int = 0
+    burst: int = 0
 
 
 @dataclass(frozen=True, slots=True)

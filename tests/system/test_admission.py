@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+from contextlib import suppress
+from random import Random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmosd.errors import ConfigError, ContextTooLong, InvalidRequest, NotFound, QueueFull
+from llmosd.errors import ConfigError, ContextTooLong, InvalidRequest, NotFound, QueueFull, RateLimited
 from llmosd.system.kernel import Limits
-from llmosd.types import Plan, RequestSpec, Sampling, SequenceResult, StepResult
+from llmosd.types import Plan, Quota, Quotas, RequestSpec, Sampling, SequenceResult, StepResult
 from tests.system.world import World, make_limits
+
+S = 10**9
 
 
 def spec(prompt: int = 3, *, id: str = "x", nice: int = 0, arrived: int = 0, **sampling: int | None) -> RequestSpec:
@@ -191,3 +196,110 @@ def test_time_does_not_run_backwards() -> None:
     kernel.submit(spec(), 10)
     with pytest.raises(ValueError, match="9 after 10"):
         kernel.plan(9)
+
+
+# ---------------------------------------------------------------- too many
+
+
+def test_the_queue_is_bounded_by_tokens_and_one_may_always_wait() -> None:
+    world = World(make_limits(slots=1, queue_tokens=20))
+    world.submit(3, 4)
+    world.step()
+    world.submit(30, 30)  # alone in the queue, whatever its size
+    with pytest.raises(QueueFull, match="60 tokens are waiting already, 2 more exceed 20"):
+        world.submit(1, 1)
+    world.drain()
+    first = world.submit(3, 4)
+    world.step()
+    world.submit(3, 4)
+    world.submit(3, 4, n=1)
+    with pytest.raises(QueueFull, match="14 tokens"):
+        world.submit(3, 4)
+    world.submit(3, 3)
+    world.cancel(first)
+    world.drain()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_backlog_is_what_a_look_at_the_queue_says(seed: int) -> None:
+    random = Random(seed)
+    quotas = Quotas(users={"a": Quota(running=1), "b": Quota(pages=9)})
+    world = World(make_limits(slots=3, pages=24, queue_limit=40), "priority", quotas=quotas)
+    for _ in range(200):
+        if random.random() < 0.5:
+            with suppress(ContextTooLong, QueueFull):
+                world.submit(random.randint(1, 9), random.randint(2, 12), user=random.choice("abc"))
+        if random.random() < 0.2 and (live := world.oracle.live):
+            random.choice((world.suspend, world.resume, world.cancel))(random.choice(live))
+        world.step(random.randint(0, 9))
+        queue = world.kernel.policy
+        for user in "abcd":
+            waits = [
+                request
+                for request in world.kernel._requests.values()
+                if request.waiting and (request not in queue._parked or request.spec.user == user)
+            ]
+            assert queue.backlog(user) == (len(waits), sum(request.size for request in waits))
+    world.drain()
+
+
+def test_a_user_may_have_so_many_live_requests() -> None:
+    world = World(quotas=Quotas(users={"a": Quota(live=2)}))
+    first, second = (world.submit(3, user="a") for _ in range(2))
+    world.suspend(second)
+    with pytest.raises(RateLimited, match=r"user 'a' has 2 requests already, and may have 2"):
+        world.submit(3, user="a")
+    world.submit(3, user="b")
+    world.cancel(first)
+    world.submit(3, user="a")
+    world.drain()
+
+
+def test_a_token_rate_is_charged_for_what_may_be_generated_and_gives_back_what_was_not() -> None:
+    world = World(quotas=Quotas(users={"a": Quota(tokens_per_s=2, burst=20)}))
+    id = world.submit(4, 10, user="a")
+    with pytest.raises(RateLimited) as refused:
+        world.submit(4, 4, user="a")
+    assert (refused.value.retry_after_s, refused.value.tokens) == (1.0, (20, 6, 7.0))
+    world.submit(4, 4, user="b")
+    while world.kernel.view(id).completion_tokens < 3:
+        world.step()
+    world.cancel(id)  # 7 were not generated: 13 are left
+    world.submit(4, 9, user="a")
+    with pytest.raises(RateLimited):
+        world.submit(1, 1, user="a")
+    world.wait(S)
+    world.submit(1, 1, user="a")
+    world.drain()
+
+
+def test_who_is_refused_for_another_reason_pays_nothing() -> None:
+    world = World(make_limits(slots=1, queue_limit=1), quotas=Quotas(Quota(tokens_per_s=1, burst=40)))
+    _, second = (world.submit(3, 7) for _ in range(2))
+    for _ in range(3):
+        with pytest.raises(QueueFull, match="2 requests"):
+            world.submit(3, 7)
+    world.step()
+    world.cancel(second)
+    world.submit(3, 40 - 20 + 7 - 3)
+    world.drain()
+
+
+def test_when_to_come_back_follows_the_measured_rate() -> None:
+    world = World(make_limits(slots=1, queue_limit=3), quotas=Quotas(users={"a": Quota(live=1)}))
+    ids = [world.submit(2, 3) for _ in range(3)]
+    world.submit(2, 3, user="a")
+    while world.oracle.lives[ids[0]].final is None:
+        world.step(S)
+    world.submit(2, 3)
+    world.wait(10 * S - world.now)
+    with pytest.raises(QueueFull) as refused:
+        world.submit(2, 3)
+    assert type(refused.value) is QueueFull
+    waiting = world.kernel.stats(False).waiting
+    assert refused.value.retry_after_s == pytest.approx(waiting / 0.1), "one has finished in 10 s"
+    world.cancel(ids[2])
+    with pytest.raises(RateLimited) as refused:
+        world.submit(2, 3, user="a")
+    assert refused.value.retry_after_s == pytest.approx(3 / 0.1), "it is one of three: every third end is its user's"
+    world.drain()

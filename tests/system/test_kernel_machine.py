@@ -123,11 +123,12 @@ class KernelMachine(RuleBasedStateMachine):
         for shape in load:
             self.submit(shape, age=0)
 
-    @rule(shape=shapes(), age=st.integers(0, 9))
-    def submit(self, shape: dict[str, Any], age: int) -> None:
+    @rule(shape=shapes(), age=st.integers(0, 9), within=st.sampled_from([None, None, 1, 3000]))
+    def submit(self, shape: dict[str, Any], age: int, within: int | None = None) -> None:
         shape["n"] = min(shape["n"], self.world.limits.slots)
+        deadline = None if within is None else self.world.now + within
         try:
-            self.world.submit(**shape, age=min(age, self.world.now))
+            self.world.submit(**shape, age=min(age, self.world.now), deadline=deadline)
         except ContextTooLong:
             event("refused: too long")
         except QueueFull:

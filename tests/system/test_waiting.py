@@ -48,10 +48,9 @@ class Watched(World):
         finally:
             self.kernel._scheduler.build = build  # type: ignore[method-assign]
 
-    def pause(self, took: int) -> None:
+    def wait(self, took: int) -> None:
         self._wait(took)
-        self._count_pages(took)
-        self.now += took
+        super().wait(took)
 
     def _wait(self, took: int) -> None:
         reason, head = self.blocked
@@ -86,7 +85,7 @@ def test_every_nanosecond_has_the_reason_that_was_true_of_it(policy: str, seed: 
         if random.random() < 0.1 and (live := world.oracle.live):
             world.renice(random.choice(live), random.randint(-20, 19))
         if random.random() < 0.3:
-            world.pause(random.randint(0, 50))
+            world.wait(random.randint(0, 50))
         world.step(random.randint(0, 100), admit=random.random() < 0.9 or not world.kernel.running)
     for id in world.oracle.live:
         world.resume(id)

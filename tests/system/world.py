@@ -37,8 +37,11 @@ def make_limits(
     page_tokens: int = 4,
     pages: int = 64,
     swap_slots: int = 0,
+    queue_tokens: int = 0,
+    queue_timeout: int = 0,
 ) -> Limits:
-    return Limits(slots, token_budget, queue_limit, context, page_tokens, pages, swap_slots)
+    sizes = slots, token_budget, queue_limit, context, page_tokens, pages
+    return Limits(*sizes, swap_slots, queue_tokens, queue_timeout)
 
 
 class World:
@@ -103,6 +106,7 @@ class World:
         salt: str = "",
         user: str = "",
         batch: bool = False,
+        deadline: int | None = None,
     ) -> str:
         """Submit a prompt, given or of so many tokens; the request's id."""
         id = f"r{self.submitted}"
@@ -119,9 +123,21 @@ class World:
             arrived=self.now - age,
             cache_salt=salt,
             service_class="batch" if batch else "interactive",
+            deadline=deadline,
         )
         self.oracle.submitted(spec, self.kernel.submit(spec, self.now), self.now)
         return id
+
+    def wait(self, took: int) -> None:
+        """Time passes between two steps."""
+        self._count_pages(took)
+        self.now += took
+
+    def expire(self) -> list[Event]:
+        """Give up those whose time is over."""
+        events = self.kernel.expire(self.now)
+        self.oracle.follow(events)
+        return events
 
     def cancel(self, id: str) -> None:
         used, view = self.kernel.stats(False).pages_used, self.kernel.view(id)
@@ -192,7 +208,11 @@ class World:
             again = self.kernel.snapshot(snapshot.id, self.now)
             assert again.timeline[-2:] == (("down", snapshot.age), ("suspended", snapshot.age + down))
             again = replace(again, timeline=snapshot.timeline)
-            assert again == replace(snapshot, spec=replace(snapshot.spec, arrived=arrived), times=times)
+            deadline = snapshot.spec.deadline
+            if deadline is not None:
+                deadline += arrived - snapshot.spec.arrived
+            spec = replace(snapshot.spec, arrived=arrived, deadline=deadline)
+            assert again == replace(snapshot, spec=spec, times=times)
 
     def _read_pages(self, id: str) -> tuple[KeptPages, list[list[int]]]:
         kept, pages = self.kernel.kept(id)
@@ -239,6 +259,7 @@ class World:
         """One step; a broken one is executed again, as the engine does."""
         if self.kernel.floor > self.kernel.pool.total:
             self.resize(self.kernel.floor)
+        self.expire()
         idle = self.kernel.idle
         plan = self.kernel.plan(self.now, admit)
         assert (plan is None) == idle

@@ -11,11 +11,13 @@ from starlette.responses import Response
 
 from llmosd.errors import (
     Cancelled,
+    DeadlineExceeded,
     Forbidden,
     InvalidRequest,
     LlmosError,
     NotFound,
     QueueFull,
+    RateLimited,
     StepError,
     Unauthorized,
     Unavailable,
@@ -48,6 +50,7 @@ _KINDS: tuple[tuple[type[LlmosError], int, str], ...] = (
     (InvalidRequest, 400, "invalid_request_error"),
     (NotFound, 404, "invalid_request_error"),
     (QueueFull, 429, "rate_limit_error"),
+    (DeadlineExceeded, 504, "timeout_error"),
     (Cancelled, 499, "cancelled_error"),
     (Unavailable, 503, "unavailable_error"),
     (LlmosError, 500, "server_error"),
@@ -69,11 +72,22 @@ def error_response(error: LlmosError) -> Response:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, StepError):
-        headers["X-Should-Retry"] = "false"  # OpenAI's clients repeat a 500 otherwise; the engine has done that already
+    if isinstance(error, RateLimited) and error.tokens is not None:
+        headers |= _rate_headers(*error.tokens)
+    if isinstance(error, StepError | DeadlineExceeded):
+        headers["X-Should-Retry"] = "false"  # OpenAI's clients repeat a 5xx otherwise; it would end the same way
     if isinstance(error, BodyTooLarge):
         headers["Connection"] = "close"  # some of the body may not have been read
     return _json(error_body(error), _kind(error)[0], headers)
+
+
+def _rate_headers(limit: int, remaining: int, reset_s: float) -> dict[str, str]:
+    """OpenAI's names."""
+    return {
+        "x-ratelimit-limit-tokens": str(limit),
+        "x-ratelimit-remaining-tokens": str(remaining),
+        "x-ratelimit-reset-tokens": f"{reset_s:.3f}s",
+    }
 
 
 async def on_llmos_error(_request: Request, error: Exception) -> Response:

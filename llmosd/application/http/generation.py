@@ -160,6 +160,7 @@ async def begin(
         arrived=arrived(request),
         ready=ready,
         tokenise=ready - began,
+        deadline=None if body.deadline_ms is None else arrived(request) + body.deadline_ms * 1_000_000,
         created_at=time.time(),
         label=_label("" if caller.user is None else named, text if backing.log_prompts else ""),
         session=session_of(body, request.headers.get("x-session-id")) or request_id(request),

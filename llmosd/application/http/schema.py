@@ -27,6 +27,7 @@ MAX_PROMPTS = 128
 MAX_STOPS = 4
 MAX_LOGPROBS = 20
 MAX_USER = 256
+MAX_DEADLINE_MS = 365 * 86_400_000
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions; a chat runs to what fits
 
 _NULL = msgspec.Raw(b"null")
@@ -71,6 +72,7 @@ class GenerationBody(msgspec.Struct, kw_only=True):
     service_class: ServiceClass | None = None
 
     llmos: msgspec.Raw = _NULL
+    deadline_ms: int | None = None
 
     @property
     def choices(self) -> int:
@@ -230,9 +232,19 @@ def _check_ranges(body: GenerationBody) -> None:
     _between("seed", body.seed, -(2**63), 2**63 - 1)
     _between("top_k", body.top_k, -1)  # −1 is vLLM's and 0 this house's way to say "all"
     _between("min_p", body.min_p, 0, 1)
+    _check_deadline(body.deadline_ms)
     _between("priority", body.priority, NICE_MIN, NICE_MAX)
     if body.repetition_penalty is not None and body.repetition_penalty <= 0:
         raise InvalidRequest("repetition_penalty must be above 0", param="repetition_penalty")
+
+
+def _check_deadline(ms: int | None) -> None:
+    if ms is not None and ms <= 0:
+        raise InvalidRequest(
+            f"deadline_ms is {ms}: the deadline is in the past; give the milliseconds that the request may take",
+            param="deadline_ms",
+        )
+    _between("deadline_ms", ms, 1, MAX_DEADLINE_MS)
 
 
 def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
