@@ -74,9 +74,10 @@ def _limit(limit: str, raw: Any, key: str, source: str) -> int | float:
         raise _error(key, raw, source, "it must be above 0 and at most 1")
     if limit == "weight" and not (number and WEIGHTS[0] <= raw <= WEIGHTS[1]):
         raise _error(key, raw, source, f"it must be between {WEIGHTS[0]} and {WEIGHTS[1]}")
-    if limit in ("running", "pages") and not (isinstance(raw, int) and number and 0 <= raw < 2**31):
+    whole = limit not in ("share", "weight")
+    if whole and not (isinstance(raw, int) and number and 0 <= raw < 2**31):
         raise _error(key, raw, source, f"it must be a whole number between 0 (no limit) and {2**31 - 1}")
-    return raw if limit in ("running", "pages") else float(raw)
+    return raw if whole else float(raw)
 
 
 def _check_table(value: Any, key: str, source: str) -> None:

@@ -37,12 +37,12 @@ _WHY = {
         "raise --memory or --pages, lower --slots, or give it a lower nice value",
     ),
     "swapped": (
-        "swapped out, while others had its pages",
-        "raise --memory or --pages, lower --slots, or put --swap-directory on a faster disk",
+        "being swapped out while others had its pages",
+        "raise --memory or --pages, lower --slots, or give it a lower nice value",
     ),
-    "suspended": ("suspended by a person", "llmosd resume it sooner"),
-    "paused": ("paused, as its client did not read", "read the stream faster"),
-    "rest": ("outside: its body was on the way here, or no daemon ran", "a faster connection, or no restart"),
+    "suspended": ("being suspended by a person", "resume it sooner (llmosd resume)"),
+    "paused": ("being paused, as its client did not read", "read the stream faster"),
+    "rest": ("its way here, or a time without a daemon", "a faster connection, or no restart"),
 }
 
 

@@ -115,9 +115,9 @@ class Scheduler:
             self._displace(draft, now)
         self._plan_decodes(draft, now)
         self._plan_prefills(draft, now, admit)
+        self._tell_why(draft, now, admit)
         if self.speculation is not None and draft.left:
             self._add_guesses(draft, self.speculation)
-        self._tell_why(draft, now, admit)
         return draft
 
     def _tell_why(self, draft: Draft, now: Nanoseconds, admit: bool) -> None:

@@ -13,10 +13,14 @@ from itertools import pairwise
 
 from llmosd.types import Nanoseconds, QueuedTime, WaitReason
 
+_REASONS = tuple(WaitReason)
 _BLOCKING = (WaitReason.SLOTS, WaitReason.PAGES, WaitReason.MODEL, WaitReason.STEP)  # what a plan can say
+_PLACE = {reason: place for place, reason in enumerate(_REASONS)}
+_POLICY, _QUOTA = _PLACE[WaitReason.POLICY], _PLACE[WaitReason.QUOTA]
 _SLACK = 64
 
-Reading = dict[WaitReason, Nanoseconds]
+Reading = list[Nanoseconds]
+"""Times by reason, in the order of WaitReason."""
 
 
 class PrefixTimes:
@@ -85,12 +89,12 @@ class WaitClock:
     def read(self, number: int, now: Nanoseconds) -> Reading:
         """For a registered one: time since the start by reason; the sum is `now`."""
         place = 1 + bisect_left(self._numbers, number)
-        reading = dict.fromkeys(WaitReason, 0)
+        reading = [0] * len(_REASONS)
         for reason, times in self._overtaken.items():
             overtaken = times.get(place)
-            reading[reason] = self._totals[reason] - overtaken
-            reading[WaitReason.POLICY] += overtaken
-        reading[self.reason_of(number)] += now - self._since
+            reading[_PLACE[reason]] = self._totals[reason] - overtaken
+            reading[_POLICY] += overtaken
+        reading[_PLACE[self.reason_of(number)]] += now - self._since
         return reading
 
     def reason_of(self, number: int) -> WaitReason:
@@ -106,14 +110,13 @@ class Wait:
         self.clock = clock
         self._number = number
         self._registered = True
-        self._spent = dict.fromkeys(WaitReason, 0)
+        self._spent = [0] * len(_REASONS)
         self._entered: Reading | None = None
         self._parked: Nanoseconds | None = None
 
     def add(self, times: QueuedTime) -> None:
         """What it has waited elsewhere."""
-        for reason in WaitReason:
-            self._spent[reason] += getattr(times, reason)
+        self._spent = [spent + getattr(times, reason) for spent, reason in zip(self._spent, _REASONS, strict=True)]
 
     def start(self, now: Nanoseconds) -> None:
         self._entered = self.clock.read(self._number, now)
@@ -139,14 +142,16 @@ class Wait:
             self.stop(now)
             self.start(now)
 
-    def _by(self, now: Nanoseconds) -> dict[WaitReason, Nanoseconds]:
-        spent = dict(self._spent)
+    def _by(self, now: Nanoseconds) -> Reading:
         if self._entered is not None:
-            for reason, time in self.clock.read(self._number, now).items():
-                spent[reason] += time - self._entered[reason]
-        elif self._parked is not None:
-            spent[WaitReason.QUOTA] += now - self._parked
-        return spent
+            reading = self.clock.read(self._number, now)
+            changes = zip(self._spent, reading, self._entered, strict=True)
+            return [spent + after - before for spent, after, before in changes]
+        if self._parked is not None:
+            spent = list(self._spent)
+            spent[_QUOTA] += now - self._parked
+            return spent
+        return self._spent
 
     def times(self, now: Nanoseconds) -> QueuedTime:
-        return QueuedTime(*self._by(now).values())
+        return QueuedTime(*self._by(now))

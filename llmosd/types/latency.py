@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from enum import StrEnum
+
+from llmosd.record import record
 
 Nanoseconds = int
 
@@ -19,7 +21,7 @@ class WaitReason(StrEnum):
     STEP = "step"  # a step is under way, or had no tokens of its budget left
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class QueuedTime:
     """Queued time by reason; one field for each WaitReason, in its order."""
 
@@ -35,7 +37,7 @@ class QueuedTime:
         return sum(astuple(self))
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class TimeSplit:
     """queued + prefill + decode + preempted + other = total.
 

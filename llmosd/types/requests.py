@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from llmosd.record import record
 from llmosd.types.latency import Nanoseconds, Timeline, TimeSplit
 
 RequestId = str
@@ -101,7 +102,7 @@ class Quota:
     what is taken from the user at all: live requests, tokens.
 
     0 is no limit. Of `pages` and `share` (above 0, at most 1) the tighter one counts. Under the policy `fair` a user of
-    weight 2 gets twice the service of one of weight 1. Tokens come from a token bucket: `burst` at once, a minute's worth
+    weight 2 gets twice the service of one of weight 1. Tokens come from a bucket: `burst` at once, a minute's worth
     where that is 0, and `tokens_per_s` on and on.
     """
 
@@ -128,7 +129,7 @@ class Quotas:
 UNLIMITED = Quotas()
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class RequestView:
     """One row of the process table: a consistent copy of a request at one moment."""
 

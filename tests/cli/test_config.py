@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmosd import config
+from llmosd import config, quota_config
 from llmosd.application.cli import main
 from llmosd.config import OPTIONS, Bytes
 from llmosd.errors import ConfigError
@@ -93,7 +93,7 @@ def test_every_option_can_be_given_in_every_way(tmp_path: Path) -> None:
 def test_the_command_prints_value_and_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "--home", str(tmp_path), "--no-strict", "--slots", "7", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert shown.keys() == {option.name for option in OPTIONS} | {"quota.running", "quota.pages", "quota.share"}
+    assert shown.keys() == {option.name for option in OPTIONS} | {f"quota.{limit}" for limit in quota_config.LIMITS}
     assert shown["slots"] == {"value": 7, "source": "--slots"}
     assert shown["strict"] == {"value": False, "source": "--strict"}
     assert shown["port"] == {"value": 11500, "source": "default"}
@@ -129,6 +129,7 @@ def test_quotas_are_tables_of_the_file(tmp_path: Path, capsys: pytest.CaptureFix
     [
         ("quota = 3", "quota = 3"),
         ("[quota]\nrunning = -1", "quota.running = -1"),
+        ("[quota]\ntokens_per_s = -1", "quota.tokens_per_s = -1"),
         ("[quota]\nrunning = true", "quota.running = True"),
         ("[quota]\npages = 1.5", "quota.pages = 1.5"),
         ("[quota]\nshare = 0", "quota.share = 0"),

@@ -96,7 +96,7 @@ ENDPOINTS = {
     "/v1/models/{id}/load": "load it now; answered when it is in memory",
     "/v1/models/{id}/unload": "unload it when its requests have ended; answered then",
     "/v1/requests": "live requests and the last 1,000 ended; filters `user`, `session`, `state`, `model`, `class`",
-    "/v1/requests/{id}": 'show (with its text where that is open), cancel, or renice with `{"priority": n}`',
+    "/v1/requests/{id}": 'show (latency, and its text where that is open), cancel, or renice with `{"priority": n}`',
     "/v1/requests/{id}/suspend": "let it stand still; its stream stays open",
     "/v1/requests/{id}/resume": "let a suspended one go on",
     "/v1/requests/{id}/hibernate": "suspend it and keep it on disk; answered when it is durable",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llmosd.application import query
 from llmosd.application.cli import main
-from llmosd.application.cli.explain import BAR, bar
+from llmosd.application.cli.explain import BAR, bar, intervals
 from llmosd.application.explain import PHASES, Latency, span
 from llmosd.application.store import Store
 from llmosd.errors import InvalidRequest, NotFound
@@ -94,6 +94,16 @@ async def test_the_database_tells_what_the_daemon_did(tmp_path: Path, capsys: py
     assert main(["explain", "plain", *where]) == 0, "a row of an earlier version, without a timeline"
     assert main(["explain", "nope", *where]) == 2
     assert "'nope'" in capsys.readouterr().err
+
+
+def test_who_was_left_by_its_daemon_is_shown_as_long_as_it_is_known_of() -> None:
+    """The rest of its time was added by the next daemon."""
+    times = TimeSplit(queued=10, decode=30, other=60, queued_by=QueuedTime(step=10))
+    timeline = (("queued", 0), ("decode", 10), ("preempted", 20), ("decode", 20))
+    found = list(intervals(Latency.of(view(times=times, timeline=timeline))))
+    assert found[-2:] == [("decode", 20, 40), ("rest", 40, 100)]
+    live = Latency.of(view(times=TimeSplit(queued=10), timeline=(("queued", 0),)))
+    assert list(intervals(live))[-2:] == [("queued", 0, 10), ("rest", 10, 10)]
 
 
 @given(st.lists(st.tuples(st.integers(0, 999), st.integers(0, 999)), max_size=5), st.integers(1, 999))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmosd.application.migrate import StoreError, migrate
+from llmosd.resources import data_dir
 
 
 @pytest.fixture
@@ -36,6 +37,28 @@ def test_the_shipped_migrations_make_strict_tables_and_are_applied_once(connecti
     before = version(connection)
     migrate(connection)
     assert version(connection) == before >= 1
+
+
+def test_times_of_older_rows_sum_to_their_total_as_those_of_new_ones(
+    connection: sqlite3.Connection, tmp_path: Path
+) -> None:
+    """Until schema 4 swapped time stood beside `other`; now it is a part of it."""
+    shipped = sorted(data_dir("migrations").glob("*.sql"))
+    for file in shipped[:3]:
+        (tmp_path / file.name).write_text(file.read_text())
+    migrate(connection, tmp_path)
+    counts = {"queued": 1, "prefill": 2, "decode": 3, "preempted": 4, "other": 5, "swapped": 6, "total": 21}
+    texts = {"id": "r", "user": "", "model": "m", "state": "finished", "label": ""}
+    numbers = dict.fromkeys(
+        ("nice", "n", "prompt_tokens", "completion_tokens", "max_tokens", "created_at", "preemptions"), 0
+    )
+    row = {f"{name}_ns": value for name, value in counts.items()} | texts | numbers
+    connection.execute(
+        f"INSERT INTO requests ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", tuple(row.values())
+    )
+    migrate(connection)
+    parts = "queued_ns + prefill_ns + decode_ns + preempted_ns + other_ns"
+    assert connection.execute(f"SELECT {parts}, total_ns, swapped_ns FROM requests").fetchone() == (21, 21, 6)
 
 
 def test_a_broken_file_is_undone_whole_and_the_ones_before_it_stay(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -114,14 +115,24 @@ def lines(explained: Explained) -> Iterator[str]:
 
 
 def intervals(latency: Latency) -> Iterator[tuple[str, Nanoseconds, Nanoseconds]]:
-    """(phase, begin, end), as far as the timeline tells. What precedes its first entry ends with tokenisation."""
+    """(phase, begin, end), as far as the timeline tells. What precedes its first entry ends with tokenisation.
+
+    Where the last state is not the end, it lasted as long as its time says: then the daemon was gone.
+    """
     if not latency.timeline:
         return
     first = latency.timeline[0][1]
     yield "rest", 0, first - latency.tokenise_ns
     yield "tokenise", first - latency.tokenise_ns, first
-    for (state, begin), (_, end) in pairwise((*latency.timeline, ("", latency.total_ns))):
+    spent = Counter[str]()
+    for (state, begin), (_, end) in pairwise(latency.timeline):
+        spent[state] += end - begin
         yield ("rest" if state == DOWN else state), begin, end
+    last, begin = latency.timeline[-1]
+    if last in PHASES:
+        end = min(latency.total_ns, begin + latency.phase(last) - spent[last])
+        yield last, begin, end
+        yield "rest", end, latency.total_ns
 
 
 def bar(spans: list[tuple[Nanoseconds, Nanoseconds]], total: Nanoseconds) -> str:

@@ -5,8 +5,9 @@ from dataclasses import replace
 import engine_world as world
 from engine_world import TICKETS, Listener, spec
 
-from llmosd.application.engine import Submit, Suspend, ThreadEngine
+from llmosd.application.engine import Control, Submit, ThreadEngine
 from llmosd.prediction.cost_executor import ManualClock
+from llmosd.system.control import Selection, Suspend
 from llmosd.types import Ended, State
 
 
@@ -18,7 +19,7 @@ def test_a_deadline_passes_while_nothing_runs(listener: Listener) -> None:
     try:
         engine.post(Submit(next(TICKETS), replace(spec("a", max_tokens=900), deadline=50_000_000)))
         listener.first_output("a")
-        suspend = Suspend(next(TICKETS), "a")
+        suspend = Control(next(TICKETS), Suspend(), Selection(("a",)))
         engine.post(suspend)
         listener.reply(suspend)
         clock.now = 50_000_000
