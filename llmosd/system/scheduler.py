@@ -72,6 +72,7 @@ class Draft:
     events: list[Event] = field(default_factory=list)
     computed: dict[BorderKey, Request] = field(default_factory=dict)  # whose prompt brings which pages
     awaited: int = 0  # pages that requests wait for, and that others may not take
+    full: bool = False  # no token was left for who waits
     room: int = 0  # tokens of prompts that it has room for, 0 if there were none
 
 
@@ -125,10 +126,10 @@ class Scheduler:
         head = self.policy.head() if admit else None
         if not admit:
             reason = WaitReason.MODEL
-        elif head is not None and len(head.live) > self.table.free_rows:
+        elif head is not None and not self._has_slots(head):
             reason = WaitReason.SLOTS
         else:
-            reason = WaitReason.PAGES if head is not None and draft.left else WaitReason.STEP
+            reason = WaitReason.STEP if head is None or draft.full else WaitReason.PAGES
         self.clock.tell(reason, head.number if head else 0, now)
 
     def withdraw(self, request: Request) -> None:
@@ -344,6 +345,7 @@ class Scheduler:
                     self._feed(head, draft)
             else:
                 self._feed(prefilling.popleft(), draft)
+        draft.full = not draft.left
         draft.left += kept
         for request in starving:
             if draft.left:
@@ -379,15 +381,18 @@ class Scheduler:
         With the spare pages who runs grows before who waits enters. Without them an overloaded pool thrashes: what is
         admitted takes the pages that the next tokens need, becomes the victim and computes everything again.
         """
-        if len(request.live) > self.table.free_rows or (request.image and request.image.under_way):
-            return None
-        if self.policy.cap and self.running and self._rows + len(request.live) > self.policy.cap:
+        if not self._has_slots(request) or (request.image and request.image.under_way):
             return None
         spare, path = self._rows, self.reuse.path(request)
         if request.image:
             path = path[: self.swapping.full_pages(request)]
         demand = request.demand(self.limits) - len(path) + self.reuse.idle(path)
         return path if demand + spare <= self.pool.available - draft.awaited else None
+
+    def _has_slots(self, request: Request) -> bool:
+        """Whether there is one for each live sequence, within what the policy lets run beside others."""
+        rows, cap = self._rows + len(request.live), self.policy.cap
+        return rows <= self.limits.slots and not (cap and self.running and rows > cap)
 
     def _admit(self, request: Request, path: list[Node], draft: Draft, now: Nanoseconds) -> None:
         self.policy.remove(request)
