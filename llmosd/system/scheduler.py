@@ -206,17 +206,34 @@ class Scheduler:
 
     def _plan_decodes(self, draft: Draft, now: Nanoseconds) -> None:
         """Feed every request in decode that has, or can take, the pages."""
+        needed = self.table.needed
         for request in tuple(self.running):
-            if request.state is State.DECODE and self._make_room(request, draft, now):
-                self._feed(request, draft)
+            if request.state is not State.DECODE:
+                continue
+            pages = 0
+            for sequence in request.live:
+                pages += needed(sequence.row, sequence.past, sequence.past + 1)
+            if not pages or self._make_room(request, pages - request.reserved, draft, now):
+                for sequence in request.live:
+                    self._decode(sequence, pages > 0, draft)
 
-    def _make_room(self, request: Request, draft: Draft, now: Nanoseconds) -> bool:
+    def _decode(self, sequence: Sequence, extend: bool, draft: Draft) -> None:
+        """Feed the token that it sampled last, which is all that it has not in pages."""
+        past, work = sequence.past, draft.work
+        if extend:
+            draft.copies += self._extend(sequence, past + 1)
+        draft.sequences.append(SequencePlan(sequence.id, sequence.row, sequence.tokens[-1:], past, True))
+        draft.fed.append(sequence)
+        draft.left -= 1
+        work.decodes += 1
+        work.context += past
+
+    def _make_room(self, request: Request, needed: int, draft: Draft, now: Nanoseconds) -> bool:
         """Make the pages of its next tokens available; False when it has to sit this step out, pages kept.
 
         Where its user's quota is short of them, only that user's requests are victims; nobody else's before there is
         room in the quota.
         """
-        needed = sum(self.table.needed(s.row, s.past, s.length) for s in request.live) - request.reserved
         while needed > 0:
             over_quota = not request.account.has_room(needed)
             if not over_quota and needed <= self.pool.available - draft.awaited:
