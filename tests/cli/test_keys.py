@@ -113,11 +113,11 @@ def test_keys_of_one_user_may_not_contradict_each_other(tmp_path: Path, capsys: 
     add(tmp_path, capsys, "ann", "--running", "2")
     assert main(["keys", "add", "ann", "--running", "3", "--home", str(tmp_path)]) == 2
     assert "different values of running" in capsys.readouterr().err
-    add(tmp_path, capsys, "ann", "--pages", "7")
+    add(tmp_path, capsys, "ann", "--pages", "7", "--weight", "2")
     found = keys.read(tmp_path)
     assert found is not None
     default = Quotas(Quota(running=9, share=0.5), {"ann": Quota(running=4, share=0.25), "bob": Quota(running=1)})
-    assert keys.quotas(found, default).users == {"ann": Quota(2, 7, 0.25), "bob": Quota(running=1)}
+    assert keys.quotas(found, default).users == {"ann": Quota(2, 7, 0.25, 2.0), "bob": Quota(running=1)}
 
 
 def test_without_a_file_only_this_machine_is_let_in(tmp_path: Path) -> None:
