@@ -8,7 +8,8 @@ from llmosd.system.costs import UNBOUNDED, StepWork
 STRETCH = 0.4  # of a decode step, that each prompt may lengthen it by
 MOST = 3.0  # likewise, all of them together
 UNCUT = 2.0  # likewise, a prompt that is computed in that one step
-LEAST = 4  # tokens, whatever they take: a prompt always advances
+LEAST = 8  # tokens, whatever they take: a prompt always advances
+TILE = 16  # rows that matrix kernels multiply at once, so that one more costs as much as sixteen
 
 
 class ItlBudget:
@@ -18,7 +19,7 @@ class ItlBudget:
     gets f/(1+f) of the machine and ends (1+f)/f times as late as alone. With more of them prefill gets what fills the
     free slots, since steps of few decodes waste more than long ones, but no step takes much longer than any reader of
     an answer would bear. A short prompt is not cut: it lengthens one step instead of several. What decodes take is what
-    the model expects.
+    the model expects. Chunks fill the tiles of matrix kernels, as far as they are long enough.
     """
 
     def __init__(self, model: StepModel, target_s: float | None = None) -> None:
@@ -36,5 +37,11 @@ class ItlBudget:
             left_s = decode_s * min(STRETCH * prompts, MOST) - spent_s
             if 0 < self._model.seconds(whole, past) <= decode_s * UNCUT - spent_s:
                 return whole
-        tokens = self._model.tokens(left_s, past)
-        return max(int(min(tokens, UNBOUNDED)), 0 if work.prefill else LEAST)
+        tokens = int(min(self._model.tokens(left_s, past), UNBOUNDED))
+        return max(_whole_tiles(work.decodes + work.prefill, tokens), 0 if work.prefill else LEAST)
+
+
+def _whole_tiles(rows: int, tokens: int) -> int:
+    """So many tokens behind these rows or, where that is most of them, as many as leave no tile half full."""
+    fewer = (rows + tokens) // TILE * TILE - rows
+    return fewer if 2 * fewer >= tokens else tokens

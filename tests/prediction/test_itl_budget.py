@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from llmosd.prediction.cost_executor import CostModel, CostModelExecutor, ManualClock
-from llmosd.prediction.itl_budget import LEAST, MOST, STRETCH, UNCUT, ItlBudget
+from llmosd.prediction.itl_budget import LEAST, MOST, STRETCH, TILE, UNCUT, ItlBudget
 from llmosd.prediction.step_model import StepModel
 from llmosd.system.costs import Costs, StepWork
 from llmosd.system.kernel import Kernel, Limits
@@ -18,7 +18,7 @@ from llmosd.system.policy.fcfs import Fcfs
 from llmosd.types import Nanoseconds, Plan, RequestSpec, Sampling
 from tests.prediction.test_step_model import Frozen
 
-MACHINE = CostModel(step=8e6, prefill=9e5, decode=4e5, context=600)
+MACHINE = CostModel(step=2e7, prefill=9e5, decode=4e5, context=600)
 LONG = 1500
 
 
@@ -95,15 +95,20 @@ def test_by_default_a_long_prompt_lengthens_steps_little_and_still_comes_soon() 
     check_near_decodes(run)
 
 
-@pytest.mark.parametrize("target_s", [0.02, 0.05, 0.1])
+def check_target(run: Run, target_s: float) -> None:
+    """It is kept and made use of, but for what fills no tile."""
+    took = [step.took / 1e9 for step in run.steps[:-1]]
+    assert max(took) <= 1.1 * target_s
+    assert min(took) >= 0.65 * target_s
+
+
+@pytest.mark.parametrize("target_s", [0.04, 0.06, 0.1])
 def test_a_target_is_kept_and_made_use_of(target_s: float) -> None:
     run = paced(StepModel(), target_s)
     alone(run)
     run.decode()
     run.first_token("long")
-    took = [step.took / 1e9 for step in run.steps[:-1]]
-    assert max(took) <= 1.1 * target_s
-    assert min(took) >= 0.8 * target_s
+    check_target(run, target_s)
 
 
 def test_a_target_that_cannot_be_kept_leaves_prompts_some_tokens() -> None:
@@ -113,13 +118,22 @@ def test_a_target_that_cannot_be_kept_leaves_prompts_some_tokens() -> None:
     assert {step.work.prefill for step in run.steps[:-1]} == {LEAST}
 
 
-def test_a_model_that_does_not_learn_keeps_no_target() -> None:
-    """So the tests above can fail."""
-    run = paced(Frozen())
+@pytest.mark.parametrize("target_s", [0.04, 0.06, 0.1])
+def test_a_model_that_does_not_learn_keeps_no_target(target_s: float) -> None:
+    """So the test above can fail."""
+    run = paced(Frozen(), target_s)
     run.decode()
     run.first_token("long")
     with pytest.raises(AssertionError):
-        check_near_decodes(run)
+        check_target(run, target_s)
+
+
+def test_chunks_fill_tiles() -> None:
+    run = paced(StepModel(), 0.1)
+    alone(run)
+    run.decode()
+    run.first_token("long")
+    assert all((step.work.decodes + step.work.prefill) % TILE == 0 for step in run.steps[:-1])
 
 
 def test_several_prompts_get_more_so_that_free_slots_are_filled() -> None:
@@ -131,7 +145,7 @@ def test_several_prompts_get_more_so_that_free_slots_are_filled() -> None:
     for _ in range(20):
         run.step()
     check_near_decodes(run, 3 * STRETCH)
-    assert max(step.took / step.alone for step in run.steps) > 0.9 * (1 + 3 * STRETCH)
+    assert max(step.took / step.alone for step in run.steps) > 1 + 2 * STRETCH
 
 
 def test_no_crowd_makes_steps_very_long() -> None:
@@ -143,7 +157,7 @@ def test_no_crowd_makes_steps_very_long() -> None:
     for _ in range(20):
         run.step()
     check_near_decodes(run, MOST)
-    assert max(step.took / step.alone for step in run.steps) > 0.9 * (1 + MOST)
+    assert max(step.took / step.alone for step in run.steps) > 0.8 * (1 + MOST)
 
 
 def test_a_short_prompt_is_computed_in_one_step() -> None:
