@@ -20,6 +20,7 @@ from llmosd.runtime.tokenizer import Tokenizer
 from llmosd.system.kernel import Kernel
 from llmosd.system.kernels import Kernels
 from llmosd.system.residency import SECOND, ModelEntry, Residency
+from llmosd.system.swap import SwapBudget
 from llmosd.types import PoolSize
 
 
@@ -44,6 +45,7 @@ class Assembly:
         self.first = models[0][0]
         self._config = config
         self._budget = budget
+        self._swap = SwapBudget(blueprint.swap_bytes(config))  # of all models together
         self._pinned = sum(plan.size.bytes(plan.size.least) for plan, _ in models[1:])
         self._parts: dict[str, _Parts] = {}
         self.served, self._entries = list[ServedModel](), list[ModelEntry]()
@@ -90,7 +92,7 @@ class Assembly:
         return [_card(model, config_of(self._config, model)) for model in installed(self._config.home)]
 
     def _known(self, plan: Blueprint, tokenizer: Tokenizer) -> tuple[ServedModel, ModelEntry]:
-        model, (kernel, file) = plan.model, plan.kernel()
+        model, (kernel, file) = plan.model, plan.kernel(self._swap)
         self._parts[model.id] = _Parts(plan, kernel, file, tokenizer)
         prompts = Prompts(tokenizer, model.load_chat_template())
         return ServedModel(_card(model, plan.config), prompts, plan.numerics), self._entry(plan, kernel)

@@ -35,6 +35,7 @@ from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import Rules, named
 from llmosd.system.residency import SECOND, ModelSize
 from llmosd.system.speculation import Speculation
+from llmosd.system.swap import SwapBudget, SwapSpace
 from llmosd.types import KvFormat
 from llmosd.wire import Amdahl
 
@@ -69,8 +70,11 @@ class Blueprint:
     amdahl: Amdahl
     size: ModelSize
 
-    def kernel(self) -> tuple[Kernel, SwapFile | None]:
-        """The kernel, with nothing loaded, and the file that its pages are swapped to. Raises ConfigError."""
+    def kernel(self, swap: SwapBudget) -> tuple[Kernel, SwapFile | None]:
+        """The kernel, with nothing loaded, and the file that its pages are swapped to, as far as `swap` has room.
+
+        Raises ConfigError.
+        """
         config, file, transfer_cost = self.config, *self._swap()
         steps = StepModel()
         costs = Costs(steps, transfer_cost, ItlBudget(steps, config.itl_target / 1e3 or None), MedianLength())
@@ -83,6 +87,7 @@ class Blueprint:
             quotas=config.quotas,
             eviction=config.eviction,
             costs=costs,
+            swap=SwapSpace(self.limits.swap_slots, slot_bytes(self.bytes_per_page), swap),
         )
         return kernel, file
 
@@ -238,7 +243,7 @@ def limits_of(config: Config, geometry: Geometry, backend: Backend, room: int | 
     wanted = config.slots * -(-context // page_tokens)
     free = _free_on_gpu() if backend == "cuda" else memory.available()
     page_bytes = bytes_per_page(geometry, page_tokens, kv_format)
-    swap_slots = 0 if backend == "cuda" else _swap_bytes(config) // slot_bytes(page_bytes)
+    swap_slots = 0 if backend == "cuda" else swap_bytes(config) // slot_bytes(page_bytes)
     wish, most = (int(free * memory.POOL_SHARE), free) if room is None else (room, room)
     buffers = swap_buffers(swap_slots, page_bytes)
     fitting, most = (max(0, pages_that_fit(geometry, page_tokens, size - buffers, kv_format)) for size in (wish, most))
@@ -262,7 +267,7 @@ def swap_buffers(slots: int, page_bytes: int) -> int:
     return THREADS * slot_bytes(page_bytes) if slots else 0
 
 
-def _swap_bytes(config: Config) -> int:
+def swap_bytes(config: Config) -> int:
     """What the swap file may take; a GPU's pages are computed again instead."""
     if not config.swap or config.eviction == "recompute":
         return 0

@@ -27,6 +27,7 @@ from llmosd.system.reuse import PrefixReuse
 from llmosd.system.scheduler import Scheduler
 from llmosd.system.snapshot import KeptPages, Snapshot, revive, take, validate_snapshot
 from llmosd.system.speculation import Speculation
+from llmosd.system.swap import SwapSpace
 from llmosd.system.swapping import Swapping
 from llmosd.system.transplant import Transplants
 from llmosd.system.turns import Urgency
@@ -74,10 +75,12 @@ class Kernel:
         quotas: Quotas = UNLIMITED,
         eviction: EvictionMode = "auto",
         costs: Costs | None = None,
+        swap: SwapSpace | None = None,
     ) -> None:
         """`prefixes` turns the prefix cache on: what K and V depend on beside the tokens, and a secret.
 
-        `eviction` and `costs` say which way requests without pages come back, where there is swap space.
+        `eviction` and `costs` say which way requests without pages come back, where there is swap space; `swap` is that
+        of `limits`, where it is less than its own.
         """
         self.model = model
         self.limits = limits
@@ -90,7 +93,7 @@ class Kernel:
         self._table = PageTable(pool, limits.slots, limits.columns, limits.page_tokens)
         self._reuse = PrefixReuse(self._table, remember=prefixes is not None)
         self._speculation = speculation
-        self._pager = Pager(limits.swap_slots, self._table)
+        self._pager = Pager(swap or SwapSpace(limits.swap_slots), self._table)
         self._costs = costs = costs or Costs()
         self._lengths = costs.lengths
         self._eviction = Eviction(eviction, costs, self._table, self._pager)

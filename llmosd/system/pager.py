@@ -16,8 +16,8 @@ from llmosd.types import PageTransfer, TransferDone
 class Pager:
     """Owns the swap space and the transfers; requests hold their images."""
 
-    def __init__(self, slots: int, table: PageTable) -> None:
-        self.space = SwapSpace(slots)
+    def __init__(self, space: SwapSpace, table: PageTable) -> None:
+        self.space = space
         self.outs = self.ins = self.failures = 0  # transfers that have ended
         self._leaving = self._coming = 0  # transfers that have not
         self._table = table

@@ -44,17 +44,32 @@ class Image:
         return next((column for column, slot in enumerate(slots) if slot in self.errors), len(slots))
 
 
-class SwapSpace:
-    """Slots with an O(1) free list; each one that is taken has one owner."""
+@dataclass(slots=True)
+class SwapBudget:
+    """Bytes of disk that the swap spaces of all models may still take."""
 
-    def __init__(self, slots: int) -> None:
+    left: int
+
+
+class SwapSpace:
+    """Slots with an O(1) free list; each one that is taken has one owner.
+
+    A slot takes room on disk when it is first used, and keeps it: those that have some go first.
+    """
+
+    def __init__(self, slots: int, slot_bytes: int = 0, budget: SwapBudget | None = None) -> None:
+        """Of `slots` slots as many can be used as the budget that it shares with others has room for."""
         self.total = slots
-        self._free = list(range(slots - 1, -1, -1))
+        self._slot_bytes, self._budget = slot_bytes, budget or SwapBudget(0)
+        self._touched = 0  # the first so many have been used
+        self._free: list[int] = []  # of these
         self._owners: dict[int, RequestId] = {}
 
     @property
     def free(self) -> int:
-        return len(self._free)
+        fresh = self.total - self._touched
+        affordable = self._budget.left // self._slot_bytes if self._slot_bytes else fresh
+        return len(self._free) + min(fresh, affordable)
 
     @property
     def used(self) -> int:
@@ -62,7 +77,12 @@ class SwapSpace:
 
     def take(self, owner: RequestId) -> int:
         """A free slot; the caller has made sure that there is one."""
-        slot = self._free.pop()
+        if self._free:
+            slot = self._free.pop()
+        else:
+            assert self.free, "a slot is taken that is not there"
+            slot, self._touched = self._touched, self._touched + 1
+            self._budget.left -= self._slot_bytes
         self._owners[slot] = owner
         return slot
 
@@ -77,4 +97,5 @@ class SwapSpace:
         free = set(self._free)
         assert len(free) == len(self._free), "a slot is in the free list twice"
         assert not free & self._owners.keys(), "a slot is free and has an owner"
-        assert len(free) + len(self._owners) == self.total, "slots were lost"
+        assert len(free) + len(self._owners) == self._touched <= self.total, "slots were lost"
+        assert self._budget.left >= 0, "more disk is taken than there may be"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from llmosd.system.pager import Pager
-from llmosd.system.swap import Image
+from llmosd.system.swap import Image, SwapSpace
 from llmosd.types import PageTransfer, State, TransferDone
 from tests.system.memory_world import MemoryWorld, Row, as_bytes
 
@@ -48,7 +48,7 @@ class SwapWorld(MemoryWorld):
 
     def _build(self) -> None:
         super()._build()
-        self.pager = Pager(self.slots, self.table)
+        self.pager = Pager(SwapSpace(self.slots), self.table)
         self.swapped: list[Swapped] = []
         self.returning: list[Swapped] = []
         self.images: list[Image] = []

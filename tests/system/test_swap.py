@@ -9,7 +9,7 @@ import pytest
 
 from llmosd.system.costs import ConstantPrefillCost, ConstantTransferCost, Costs
 from llmosd.system.kernel import Limits
-from llmosd.system.swap import SwapSpace
+from llmosd.system.swap import SwapBudget, SwapSpace
 from llmosd.types import Evicted, EvictionMode, Plan, Restored, State, SwapFailed
 from tests.system.world import World, make_limits
 
@@ -40,6 +40,21 @@ def test_slots_are_taken_once_and_given_back() -> None:
     space.check()
     with pytest.raises(KeyError):
         SwapSpace(1).give(0)
+
+
+def test_spaces_of_several_models_stay_within_one_limit() -> None:
+    budget = SwapBudget(100)
+    large, small = SwapSpace(10, 30, budget), SwapSpace(10, 10, budget)
+    slots = [large.take("a") for _ in range(2)]
+    assert (large.free, small.free) == (1, 4)
+    for _ in range(4):
+        small.take("b")
+    assert (large.free, small.free) == (0, 0)
+    large.give(slots[0])
+    assert (large.free, small.free) == (1, 0), "a slot keeps its place on disk"
+    assert large.take("c") == slots[0]
+    for space in (large, small):
+        space.check()
 
 
 def test_a_victim_goes_out_and_comes_back_to_where_it_was() -> None:
