@@ -349,6 +349,24 @@ async def image_of(home: Path, **fields: Any) -> Image:
     return ImageDirectory(home / "hibernated").open().images[0]
 
 
+async def test_a_crash_long_after_it_was_resumed_costs_time_and_no_text(tmp_path: Path) -> None:
+    """The image is that of its hibernation: what came after is computed again, and reads the same from any place on."""
+    home, left = tmp_path / "home", tmp_path / "left"
+    async with open_house(home=home) as house:
+        call = await half_done(house, "r")
+        await house.http.post("/v1/requests/r/hibernate")
+        old = (await show(house, "r"))["completion_tokens"]
+        await house.http.post("/v1/requests/r/resume")
+        await house.until(lambda: sum(len(output.tokens) for output in outputs(house, "r")) >= old + 30)
+        said = answer(old + 30)
+        with killed(home, left):
+            call.cancel()
+    async with open_house(home=left) as house:
+        stream = await house.http.get(f"/v1/requests/r/stream?from={len(said)}")
+        assert said + texts(stream.text)[0] == answer(300)
+        assert (await ended(house, "r"))["choices"][0]["text"] == answer(300)
+
+
 async def test_unreadable_images_are_put_aside_and_stop_nobody(tmp_path: Path) -> None:
     home = tmp_path / "home"
     sound = image.encode(await image_of(home))
