@@ -77,10 +77,12 @@ class Oracle:
         return self.policy in ("fcfs", "priority", "sjf", "edf")
 
     def rank(self, life: Life) -> tuple[int, int, int]:
-        """Class, what the policy goes by (nobody has a deadline, nobody waits long enough to starve), arrival."""
+        """Class, what the policy goes by (nobody waits long enough to starve), arrival."""
         batch, key = life.spec.service_class == "batch", 0
         if self.policy == "priority":
             key = life.nice
+        elif self.policy == "edf":
+            key = 1 << 63 if life.spec.deadline is None else life.spec.deadline
         elif self.policy == "sjf":
             key = len(life.spec.prompt) + 2 * life.spec.sampling.n * life.max_tokens
         return (batch, 0 if batch else key, life.number)
