@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from api_house import LIMITS, MODEL, MS, House, open_house
+from api_house import LIMITS, MODEL, MS, PACE_S, House, open_house
 
 from llmosd.errors import DeadlineExceeded, QueueTimeout, RateLimited
 from llmosd.types import Quota, Quotas, State
@@ -33,7 +33,7 @@ def error_of(response: httpx.Response, status: int, code: str) -> dict[str, Any]
 @asynccontextmanager
 async def occupied(house: House) -> AsyncIterator[None]:
     """The only slot is taken for as long as time passes in steps of a few milliseconds."""
-    house.executor.pause_s = 0.002
+    house.executor.pause_s = PACE_S
     task = asyncio.create_task(house.http.post(COMPLETIONS, json=body(max_tokens=500)))
     await house.until(lambda: bool(house.executor.started))
     yield
