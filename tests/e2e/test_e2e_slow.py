@@ -42,7 +42,7 @@ def read(connection: socket.socket) -> list[str]:
 
 
 def test_a_client_that_stops_reading(home: Path) -> None:
-    with started(home, "--stream-buffer", "16") as daemon, ask(daemon) as connection:
+    with started(home, "--strict", "--stream-buffer", "16") as daemon, ask(daemon) as connection:
 
         def slow() -> dict[str, object]:
             rows = daemon.get("/v1/requests").json()["data"]
