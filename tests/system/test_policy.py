@@ -13,8 +13,6 @@ from llmosd.prediction.cost_executor import CostModel, CostModelExecutor, Manual
 from llmosd.system.accounts import Account
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import POLICIES, Policy
-from llmosd.system.policy.fcfs import Fcfs
-from llmosd.system.policy.priority import Priority
 from llmosd.system.policy.ranked import Rank
 from llmosd.system.request import Request
 from llmosd.types import Ended, RequestSpec, Sampling
