@@ -31,18 +31,18 @@ No request is lost for want of pages, and the number of steps is bounded:
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field, replace
 from math import ceil
 
 from llmosd.system.accounts import Account, Accounts
-from llmosd.system.costs import StepBudget, StepWork
+from llmosd.system.costs import StepBudget
+from llmosd.system.feeding import Draft, Feeding
 from llmosd.system.limits import Limits
 from llmosd.system.pages import PageTable
 from llmosd.system.policy import Policy
 from llmosd.system.prefix_cache import Node
 from llmosd.system.quotas import QuotaQueue
-from llmosd.system.request import NO_ROW, Request, Sequence
-from llmosd.system.reuse import BorderKey, PrefixReuse
+from llmosd.system.request import Request, Sequence
+from llmosd.system.reuse import PrefixReuse
 from llmosd.system.speculation import Speculation
 from llmosd.system.swapping import Swapping
 from llmosd.system.waiting import WaitClock
@@ -50,30 +50,10 @@ from llmosd.types import (
     STANDING,
     Event,
     Nanoseconds,
-    PageCopy,
-    SequencePlan,
-    SequenceStart,
     State,
     StateChanged,
     WaitReason,
 )
-
-
-@dataclass(slots=True)
-class Draft:
-    """A plan being built: what the step feeds so far and how many tokens of the budget are left."""
-
-    left: int
-    work: StepWork = field(default_factory=StepWork)
-    sequences: list[SequencePlan] = field(default_factory=list)
-    fed: list[Sequence] = field(default_factory=list)  # whose they are
-    copies: list[PageCopy] = field(default_factory=list)
-    started: list[SequenceStart] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    computed: dict[BorderKey, Request] = field(default_factory=dict)  # whose prompt brings which pages
-    awaited: int = 0  # pages that requests wait for, and that others may not take
-    full: bool = False  # no token was left for who waits
-    room: int = 0  # tokens of prompts that it has room for, 0 if there were none
 
 
 class Scheduler:
@@ -101,6 +81,7 @@ class Scheduler:
         self.accounts = accounts
         self.swapping = swapping
         self.clock = clock
+        self.feeding = Feeding(limits, table, reuse, accounts)
         self.running: list[Request] = []  # in rank order
         self.preemptions = 0
 
@@ -118,7 +99,7 @@ class Scheduler:
         self._plan_prefills(draft, now, admit)
         self._tell_why(draft, now, admit)
         if self.speculation is not None and draft.left:
-            self._add_guesses(draft, self.speculation)
+            self.feeding.add_guesses(draft, self.speculation)
         return draft
 
     def _tell_why(self, draft: Draft, now: Nanoseconds, admit: bool) -> None:
@@ -180,18 +161,18 @@ class Scheduler:
 
     def finish(self, sequence: Sequence) -> None:
         """A sequence is complete: its row and pages are free at once, whatever its siblings do."""
-        self._release(sequence)
+        self.feeding.release(sequence)
         sequence.request.live.remove(sequence)
 
     def settle(self, sequence: Sequence) -> None:
         """Its step is done: what it computed may serve others from now on."""
         self.reuse.settle(sequence)
         if len(sequence.request.live) > 1:  # a page of one may now be that of another
-            self._count_pages(sequence.request)
+            self.feeding.count_pages(sequence.request)
 
     def release_promise(self, request: Request) -> None:
         """Every live sequence has its next token: what is left of the promise made on admission is free for all."""
-        self._claim(request, request.reserved)
+        self.feeding.claim(request, request.reserved)
 
     def settle_swap(self, request: Request, now: Nanoseconds) -> list[Event]:
         """All transfers of its image are reported: it may run again, or needs some or all of its pages computed."""
@@ -215,18 +196,7 @@ class Scheduler:
                 pages += needed(sequence.row, sequence.past, sequence.past + 1)
             if not pages or self._make_room(request, pages - request.reserved, draft, now):
                 for sequence in request.live:
-                    self._decode(sequence, pages > 0, draft)
-
-    def _decode(self, sequence: Sequence, extend: bool, draft: Draft) -> None:
-        """Feed the token that it sampled last, which is all that it has not in pages."""
-        past, work = sequence.past, draft.work
-        if extend:
-            draft.copies += self._extend(sequence, past + 1)
-        draft.sequences.append(SequencePlan(sequence.id, sequence.row, sequence.tokens[-1:], past, True))
-        draft.fed.append(sequence)
-        draft.left -= 1
-        work.decodes += 1
-        work.context += past
+                    self.feeding.decode(sequence, pages > 0, draft)
 
     def _make_room(self, request: Request, needed: int, draft: Draft, now: Nanoseconds) -> bool:
         """Make the pages of its next tokens available; False when it has to sit this step out, pages kept.
@@ -359,14 +329,14 @@ class Scheduler:
             if head and path is not None:
                 self._admit(head, path, draft, now)
                 if not head.returning:
-                    self._feed(head, draft)
+                    self.feeding.feed(head, draft)
             else:
-                self._feed(prefilling.popleft(), draft)
+                self.feeding.feed(prefilling.popleft(), draft)
         draft.full = not draft.left
         draft.left += kept
         for request in starving:
             if draft.left:
-                self._feed(request, draft)
+                self.feeding.feed(request, draft)
 
     def _starving(self, draft: Draft, now: Nanoseconds, admit: bool) -> list[Request]:
         """Requests in prefill that starve, those of the queue that are entitled to run among them."""
@@ -423,7 +393,7 @@ class Scheduler:
             request.forked = len(request.live) == 1
             self.reuse.adopt(request.live[0], path)
         self.accounts.enter(request.account)
-        self._promise_rest(request)
+        self.feeding.promise_rest(request)
         self.running.append(request)
         self.running.sort(key=self.policy.rank)
         if not request.image:
@@ -434,142 +404,27 @@ class Scheduler:
     def _return(self, request: Request, events: list[Event], now: Nanoseconds) -> None:
         """What it swapped out is in its pages again, as far as that went well."""
         state, whole = self.swapping.restore(request)
-        self._claim(request, request.reserved)
-        self._count_pages(request)
+        self.feeding.claim(request, request.reserved)
+        self.feeding.count_pages(request)
         if request.demand(self.limits) - request.pages > self.pool.available:  # the pool has shrunk meanwhile
             self.running.remove(request)
             self._vacate(request)
             self._move(request, State.PREEMPTED, "pages", events, now)
             self.policy.add(request)
             return
-        self._promise_rest(request)
+        self.feeding.promise_rest(request)
         self._move(request, state, "", events, now)
         if whole:
             events += self.swapping.eviction.restored(request, now)
 
-    # ---- feeding
-
-    def _feed(self, request: Request, draft: Draft) -> None:
-        """Put as much of the request into the step as the budget allows. Its pages are available or promised."""
-        if not request.forked:
-            self._go_on_from_cache(request.live[0], draft)
-            if request.live[0].past == request.prompt_tokens - 1:
-                self._fork(request)
-        for sequence in request.to_feed():
-            if request.forked and request.state is State.PREFILL:  # else its leader just did
-                self._go_on_from_cache(sequence, draft)
-            end = min(request.feed_end(sequence), sequence.past + draft.left)
-            if end > sequence.past and not self._waits_for_prefix(sequence, draft):
-                self._feed_sequence(sequence, end, draft)
-
-    def _feed_sequence(self, sequence: Sequence, end: int, draft: Draft) -> None:
-        past, row = sequence.past, sequence.row
-        draft.copies += self._extend(sequence, end)
-        if not sequence.started:
-            draft.started.append(sequence.start())
-            sequence.started = True
-        tokens, sample = sequence.history(past, end), end == sequence.length
-        draft.sequences.append(SequencePlan(sequence.id, row, tokens, past, sample))
-        draft.work.add(end - past, past, sample)
-        draft.fed.append(sequence)
-        draft.left -= end - past
-        if sequence.request.state is State.PREFILL and (key := self.reuse.computed(sequence)):
-            draft.computed.setdefault(key, sequence.request)
-
-    def _extend(self, sequence: Sequence, end: int) -> list[PageCopy]:
-        """Draw the pages up to `end`, from the request's promise first."""
-        request = sequence.request
-        needed = self.table.needed(sequence.row, sequence.past, end)
-        if needed == 0:
-            return []
-        self._claim(request, min(needed, request.reserved))
-        copies = self.table.extend(sequence.row, sequence.past, end)
-        self._count_pages(request)
-        return copies
-
-    def _fork(self, request: Request) -> None:
-        leader, *others = request.live
-        for sequence in others:
-            self.table.fork(leader.row, sequence.row)
-            sequence.past, sequence.node = leader.past, leader.node
-        request.forked = True
-
-    def _add_guesses(self, draft: Draft, speculation: Speculation) -> None:
-        """Feed guesses behind the decodes. They take places in pages that the decodes write to."""
-        places = [place for place, sequence in enumerate(draft.fed) if sequence.request.state is State.DECODE]
-        guesses = speculation.guesses([draft.fed[place] for place in places], self._room, draft.left)
-        for place, guess in zip(places, guesses, strict=True):
-            if guess:
-                part = draft.sequences[place]
-                draft.sequences[place] = replace(part, tokens=[*part.tokens, *guess], drafts=len(guess))
-                draft.left -= len(guess)
-
-    def _room(self, sequence: Sequence) -> int:
-        """Guesses for which its pages have place and which, all right, do not take it beyond max_tokens."""
-        places = self.table.pages(sequence.row) * self.limits.page_tokens - sequence.length
-        return min(places, sequence.request.max_tokens - len(sequence.tokens) - 1)
-
-    # ---- prefixes
-
-    def _go_on_from_cache(self, sequence: Sequence, draft: Draft) -> None:
-        """Skip what the prefix cache has by now; promised pages that are not needed are free for all."""
-        if pages := self.reuse.advance(sequence):
-            self._claim(sequence.request, pages)
-            self._count_pages(sequence.request)
-        node, common = self.reuse.partial(sequence)
-        if node is not None and (self.pool.available or not self.pool.cache.is_idle(node.page)):
-            self.pool.hold(node.page)  # before a page is drawn: it could be this one
-            draft.copies += self._extend(sequence, sequence.past + 1)
-            target = self.table.page(sequence.row, self.table.pages(sequence.row) - 1)
-            draft.copies.append(self.reuse.take(sequence, node, common, target))
-
-    def _waits_for_prefix(self, sequence: Sequence, draft: Draft) -> bool:
-        """Whether another request computes in this step what it needs next. That one goes before it, or came first."""
-        if sequence.request.state is not State.PREFILL:
-            return False
-        key = self.reuse.awaited(sequence)
-        return key is not None and draft.computed.get(key, sequence.request) is not sequence.request
-
-    # ---- accounts
-
-    def _hold(self, request: Request, pages: int) -> None:
-        self.accounts.hold(request.account, request.held, pages)
-
-    def _promise(self, request: Request, pages: int) -> None:
-        """Keep pages from everybody else until the request claims them."""
-        self.pool.reserve(pages)
-        request.reserved += pages
-        self.accounts.promise(request.account, pages)
-
-    def _promise_rest(self, request: Request) -> None:
-        """Promise what it needs to its next token beside the pages that it holds."""
-        self._count_pages(request)
-        self._promise(request, request.demand(self.limits) - request.pages)
-
     # ---- giving back
-
-    def _claim(self, request: Request, pages: int) -> None:
-        """Turn promised pages of the request into available ones, to be drawn by it at once or by anybody."""
-        self.pool.unreserve(pages)
-        request.reserved -= pages
-        self.accounts.promise(request.account, -pages)
 
     def _vacate(self, request: Request) -> None:
         for sequence in request.live:
-            self._release(sequence)
-        self._claim(request, request.reserved)
+            self.feeding.release(sequence)
+        self.feeding.claim(request, request.reserved)
         self.accounts.leave(request.account)
         self.policy.leave(request)
-
-    def _release(self, sequence: Sequence) -> None:
-        self.reuse.leave(sequence)
-        self.table.release(sequence.row)
-        sequence.row, sequence.past, sequence.node = NO_ROW, 0, None
-        self._count_pages(sequence.request)
-
-    def _count_pages(self, request: Request) -> None:
-        rows = [sequence.row for sequence in request.live if sequence.row != NO_ROW]
-        self._hold(request, self.table.distinct(rows))
 
     def _move(self, request: Request, state: State, reason: str, events: list[Event], now: Nanoseconds) -> None:
         old = request.enter(state, now)

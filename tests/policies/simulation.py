@@ -8,10 +8,10 @@ from random import Random
 
 from llmosd.prediction.cost_executor import CostModel, CostModelExecutor, ManualClock
 from llmosd.system.costs import Costs
+from llmosd.system.feeding import Draft
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import Policy
 from llmosd.system.request import Request
-from llmosd.system.scheduler import Draft
 from llmosd.types import UNLIMITED, Ended, Event, Output, Plan, Quotas, RequestSpec, Sampling, State, StateChanged
 
 MS = 1_000_000
