@@ -32,6 +32,8 @@ from llmosd.prediction.estimators import percentile
 from llmosd.runtime.installed import find
 from llmosd.system.control import Kill, Selection
 from llmosd.system.costs import Prices
+from llmosd.system.executor import Executor
+from llmosd.system.kernels import Kernels
 from llmosd.types import Ended, Output, RequestSpec, Sampling, StepStats
 
 MODEL = "smollm2-135m-instruct"
@@ -56,8 +58,15 @@ class Engine:
         self._asked: dict[str, int] = {}
         self._ticket = itertools.count(1)
         self._draw = random.Random(0)
-        self._engine = ThreadEngine(plan, self._hear)
+        self._plan = plan
+        self.prices = Prices()
+        self._engine = ThreadEngine(self._build, self._hear)
         self._engine.start()
+
+    def _build(self) -> tuple[Kernels, Executor]:
+        kernels, executor = self._plan()
+        self.prices = kernels.kernel(MODEL).policy.rules.prices
+        return kernels, executor
 
     def _hear(self, batch: Batch) -> None:
         with self._changed:
@@ -230,7 +239,6 @@ def shares(home: Path, seconds: float) -> dict[str, Any]:
 
 
 def _shares(home: Path, policy: str, seconds: float) -> dict[str, Any]:
-    prices = Prices()
     with engine(home, policy) as one:
         began = time.monotonic_ns()
         made = itertools.count()
@@ -244,13 +252,18 @@ def _shares(home: Path, policy: str, seconds: float) -> dict[str, Any]:
             if id[0] in SHAPES and now >= began:
                 prompt = 0 if id in seen else SHAPES[id[0]][0]
                 seen.add(id)
-                charged.append((id[0], prices.cost(prompt, tokens), now - began))
+                charged.append((id[0], one.prices.cost(prompt, tokens), now - began))
         one.empty()
     windows = list[list[int]]()
     for start in range(0, round(seconds - WINDOW_S) + 1, 5):
         inside = [(who, cost) for who, cost, at in charged if start <= at / 1e9 < start + WINDOW_S]
         windows.append([sum(cost for who, cost in inside if who == user) for user in SHAPES])
-    return {"jain": [sum(w) ** 2 / (len(w) * sum(x * x for x in w)) for w in windows], "windows": windows}
+    prices = {"prompt_ns": one.prices.prompt, "output_ns": one.prices.output}
+    return {
+        "prices": prices,
+        "jain": [sum(w) ** 2 / (len(w) * sum(x * x for x in w)) for w in windows],
+        "windows": windows,
+    }
 
 
 PARTS = {"flood": (flood, 40.0), "priority": (priority, 40.0), "shares": (shares, 45.0)}
