@@ -33,6 +33,17 @@ def quantised_weights(
     return native.pack_q4(four, scales, minima), meant
 
 
+def activations(rows: int, blocks: int, rng: np.random.Generator) -> Array:
+    """Rows of very different size."""
+    return (rng.standard_normal((rows, 32 * blocks)) * 10.0 ** rng.integers(-3, 4, (rows, 1))).astype(np.float32)
+
+
+def int8_rounding(x: Array, weight: Array) -> Array:
+    """How far products are off at most where each block of x is rounded to 8 bits."""
+    steps = np.repeat(np.abs(x.reshape(len(x), -1, 32)).max(-1) / 127, 32, axis=1).astype(np.float64)
+    return (steps / 2 * 1.001) @ np.abs(weight).T
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from([4, 8]), shapes, st.integers(1, 3), seeds)
 def test_qlinear_is_within_the_rounding_of_its_activations(
@@ -40,11 +51,10 @@ def test_qlinear_is_within_the_rounding_of_its_activations(
 ) -> None:
     rows, blocks, columns = shape
     rng = np.random.default_rng(seed)
-    x = (rng.standard_normal((rows, 32 * blocks)) * 10.0 ** rng.integers(-3, 4, (rows, 1))).astype(np.float32)
+    x = activations(rows, blocks, rng)
     packed, weight = quantised_weights(bits, columns, blocks, rng)
     y = run("QLinear", [x, *packed], threads=threads, N=columns, K=32 * blocks, bits=bits)
-    steps = np.repeat(np.abs(x.reshape(rows, blocks, 32)).max(-1) / 127, 32, axis=1).astype(np.float64)
-    bound = (steps / 2 * 1.001) @ np.abs(weight).T + 64 * EPSILON * blocks * (np.abs(x) @ np.abs(weight).T + 1e-30)
+    bound = int8_rounding(x, weight) + 64 * EPSILON * blocks * (np.abs(x) @ np.abs(weight).T + 1e-30)
     # A 4-bit weight's code and minimum are rounded apart, so their magnitudes count rather than the weight's.
     slack = 1e-5 * (np.abs(x).sum(-1, keepdims=True) * 3)
     assert (np.abs(y - x.astype(np.float64) @ weight.T) <= bound + slack).all()
@@ -86,13 +96,12 @@ def test_what_need_not_be_exact_is_within_the_rounding_of_bfloat16_or_int8(
 ) -> None:
     rows, blocks, columns = shape
     rng = np.random.default_rng(seed)
-    x = (rng.standard_normal((rows, 32 * blocks)) * 10.0 ** rng.integers(-3, 4, (rows, 1))).astype(np.float32)
+    x = activations(rows, blocks, rng)
     packed, weight = quantised_weights(bits, columns, blocks, rng)
     shape_of = {"N": columns, "K": 32 * blocks, "bits": bits, "exact": 0}
     y = run("QLinear", [x, *packed], threads=threads, **shape_of)
     magnitude = np.abs(x).astype(np.float64) @ np.abs(weight).T
-    steps = np.repeat(np.abs(x.reshape(rows, blocks, 32)).max(-1) / 127, 32, axis=1).astype(np.float64)
-    rounding = np.maximum(2.01 * 2.0**-8 * magnitude, (steps / 2 * 1.001) @ np.abs(weight).T)
+    rounding = np.maximum(2.01 * 2.0**-8 * magnitude, int8_rounding(x, weight))
     sums = 64 * EPSILON * blocks * magnitude + 1e-5 * 3 * np.abs(x).sum(-1, keepdims=True)
     assert (np.abs(y - x.astype(np.float64) @ weight.T) <= rounding + sums).all()
     some = run("QLinear", [x[-32:], *packed], threads=1, **shape_of)

@@ -50,7 +50,6 @@ class QuantisedLinear {
   static constexpr int kParallelRows = 16;   // fewer are quantised by the calling thread
   static constexpr int kTasksPerThread = 6;  // so that an interrupted core does not hold up the rest
   static constexpr int64_t kRoundedRows = 32;  // fewer do not pay for weights as bfloat16
-  static constexpr int64_t kTileRows = 16;
 
   int64_t blocks() const { return k_ / kBlock; }
   int64_t groups() const { return (columns_ + kColumns - 1) / kColumns; }

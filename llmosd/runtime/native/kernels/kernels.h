@@ -58,6 +58,7 @@ constexpr int kBlock = 32;          // elements of a row that share a scale, in 
 constexpr int kColumns = 8;         // output columns that are packed together in quantised weights
 constexpr int kPanel = 16;          // output columns that are packed together in float32 weights
 constexpr int kRowBlock = 64;       // logits whose maximum and weight are found together
+constexpr int kTileRows = 16;       // rows that matrix registers take at once
 constexpr int kMaxLinearRows = 48;  // rows of one call of `linear32`: they stay in the second-level cache
 
 // int8 activations: codes [rows, k], and per block of 32 its scale and scale × sum of codes [k / 32, stride], of which
@@ -87,7 +88,7 @@ struct Kernels {
                   float* y);
   void (*linear8)(const QuantisedWeights&, const Activations&, int64_t rows, int64_t group_begin, int64_t group_end,
                   float* y);
-  // Null where they would not be faster: many rows, weights and activations as bfloat16. A tile is 16 rows × 32 elements.
+  // Null where they would not be faster: many rows, weights and activations as bfloat16. A tile is kTileRows × kBlock elements.
   void (*round_row)(const float* x, int64_t k, int64_t row, uint32_t* tiles);
   void (*rounded4)(const QuantisedWeights&, const uint32_t* tiles, int64_t rows, int64_t group_begin, int64_t group_end,
                    float* y);

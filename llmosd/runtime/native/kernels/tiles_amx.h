@@ -5,32 +5,17 @@
 // memory theirs read.
 #pragma once
 
-#include "vector.h"
+#include "tile_registers.h"
 
 namespace llmos {
 namespace LLMOS_ISA {
 
-constexpr int kTileRows = 16, kTileColumns = 16;  // two groups of columns
+constexpr int kTileColumns = 16;  // two groups of columns
 constexpr int kTileDepth = 48;                    // blocks whose weights lie unpacked in the first-level cache
 
-// Tile registers: 0 and 1 hold products, 2 activations, 3 weights. Registers belong to the thread, which other kernels
-// share: they are its own from construction to destruction.
-class Tiles {
- public:
-  Tiles() {
-    constexpr int kProductBytes = kTileColumns * 4;
-    const struct alignas(kCacheLine) {
-      uint8_t palette = 1, start = 0, unused[14] = {};
-      uint16_t row_bytes[16] = {kProductBytes, kProductBytes, kBlock, 4 * kTileColumns};
-      uint8_t rows[16] = {kTileRows, kTileRows, kTileRows, kBlock / 4};
-    } shape;
-    static_assert(sizeof shape == 64);
-    asm volatile("ldtilecfg %0" : : "m"(shape));
-  }
-  ~Tiles() { asm volatile("tilerelease" : : : "memory"); }
-  Tiles(const Tiles&) = delete;
-  Tiles& operator=(const Tiles&) = delete;
-};
+// Registers 0 and 1 hold products, 2 activations, 3 weights.
+constexpr TileShapes kProductShapes{
+    1, 0, {}, {4 * kTileColumns, 4 * kTileColumns, kBlock, 4 * kTileColumns}, {kTileRows, kTileRows, kTileRows, kBlock / 4}};
 
 // Weights of 16 columns and one block. Row r of the codes has elements 4r … 4r + 3 of each column.
 struct alignas(kCacheLine) TileWeights {
@@ -107,7 +92,7 @@ void quantised_tiles(const QuantisedWeights& weights, const Activations& x, int6
   const int64_t k = weights.k, blocks = k / kBlock;
   constexpr int kBlockBytes = kColumns * kBlock * kBits / 8, kBlockScales = kColumns * (kBits == 4 ? 2 : 1);
   TileWeights unpacked[kTileDepth];
-  const Tiles tiles;
+  const Tiles tiles(kProductShapes);
   for (int64_t g = begin; g < end; g += 2) {
     const int64_t apart = g + 1 < end ? 1 : 0;  // a last group without a neighbour stands in for it
     const int width = int(smaller<int64_t>((end - g) * kColumns, weights.columns - g * kColumns));

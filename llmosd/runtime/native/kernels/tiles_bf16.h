@@ -5,12 +5,12 @@
 // These are other bits than those of quantised.h.
 #pragma once
 
-#include "vector.h"
+#include "tile_registers.h"
 
 namespace llmos {
 namespace LLMOS_ISA {
 
-constexpr int kSide = 16;          // rows, columns and pairs of a tile
+constexpr int kSide = kTileRows;   // rows, columns and pairs of a tile
 constexpr int kRoundedDepth = 12;  // blocks whose weights lie unpacked: activations pass by in the same first-level cache
 constexpr int kStripeGroups = 4;   // groups of columns that make up two tiles
 constexpr int64_t kTileElements = kSide * kSide;
@@ -65,22 +65,12 @@ inline void round_block(const uint8_t* codes, int64_t code_stride, const Half* s
   }
 }
 
-// Tile registers: 0 to 3 hold sums, 4 and 5 activations, 6 and 7 weights.
-class PairTiles {
- public:
-  PairTiles() {
-    struct alignas(kCacheLine) {
-      uint8_t palette = 1, start = 0, unused[14] = {};
-      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {kSide, kSide, kSide, kSide, kSide, kSide, kSide, kSide};
-    } const shape;
-    static_assert(sizeof shape == 64);
-    asm volatile("ldtilecfg %0" : : "m"(shape));
-  }
-  ~PairTiles() { asm volatile("tilerelease" : : : "memory"); }
-  PairTiles(const PairTiles&) = delete;
-  PairTiles& operator=(const PairTiles&) = delete;
-};
+// Registers 0 to 3 hold sums, 4 and 5 activations, 6 and 7 weights.
+constexpr TileShapes kPairShapes{1,
+                                 0,
+                                 {},
+                                 {64, 64, 64, 64, 64, 64, 64, 64},
+                                 {kSide, kSide, kSide, kSide, kSide, kSide, kSide, kSide}};
 
 #define LLMOS_TILE_LOAD(tile, at, stride) \
   asm volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(at), "r"(int64_t(stride)) : "memory")
@@ -154,7 +144,7 @@ void rounded(const QuantisedWeights& weights, const uint32_t* x, int64_t rows, i
   constexpr int kCodes = kColumns * kBlock * kBits / 8, kScales = kColumns * (kBits == 4 ? 2 : 1);
   const int64_t blocks = weights.k / kBlock, parts = (blocks + kRoundedDepth - 1) / kRoundedDepth;
   alignas(kCacheLine) PairTile unpacked[kRoundedDepth][2];
-  const PairTiles tiles;
+  const Tiles tiles(kPairShapes);
   for (int64_t g = begin; g < end; g += kStripeGroups) {
     const int64_t groups = smaller<int64_t>(kStripeGroups, end - g);
     const int columns = int(smaller<int64_t>(groups * kColumns, weights.columns - g * kColumns));
