@@ -7,7 +7,6 @@ all, and survives the loss of power. Everything here blocks.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,10 +15,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from llmosd.application.image import Answer, Image, ImageError, T, decode, encode
+from llmosd.durable import SCRATCH, put, synchronise
 from llmosd.types import RequestId
 
 ANSWER_S = 24 * 3600.0  # how long an answer waits for somebody to fetch it
-_SCRATCH = ".new"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +49,8 @@ class ImageDirectory:
         """Make the directory where it is not, clear it up, and read what is there."""
         if not self.path.is_dir():
             self.path.mkdir(parents=True, mode=0o700)
-            _synchronise(self.path.parent)
-        self.remove([*self.path.glob(f"*{_SCRATCH}"), *self.outdated()])
+            synchronise(self.path.parent)
+        self.remove([*self.path.glob(f"*{SCRATCH}"), *self.outdated()])
         found = Contents()
         self._read_all(".answer", Answer, found.answers, found)
         self.remove([self.image(answer.view.id) for answer in found.answers])  # the last daemon had not got to it
@@ -65,12 +64,12 @@ class ImageDirectory:
         """Durable when it returns; what a failure leaves is as it was or as it is to be."""
         for content in contents:
             path = self.image(content.id) if isinstance(content, Image) else self.answer(content.id)
-            self._write_bytes(path, encode(content))
-        _synchronise(self.path)
+            put(path, encode(content))
+        synchronise(self.path)
 
     def write_pages(self, id: RequestId, data: memoryview) -> bytes:
         """The file's digest; durable with the image that is written next."""
-        self._write_bytes(self.pages(id), data)
+        put(self.pages(id), data)
         return sha256(data).digest()
 
     def read_pages(self, image: Image) -> memoryview | None:
@@ -86,7 +85,7 @@ class ImageDirectory:
     def remove(self, paths: Iterable[Path]) -> None:
         for path in paths:
             path.unlink(missing_ok=True)
-        _synchronise(self.path)
+        synchronise(self.path)
 
     def outdated(self) -> list[Path]:
         limit = time.time() - ANSWER_S
@@ -111,23 +110,3 @@ class ImageDirectory:
                 found.bad.append((path, error))
             except OSError as error:
                 found.bad.append((path, ImageError(f"it cannot be read: {error.strerror}")))
-
-    def _write_bytes(self, path: Path, data: bytes | memoryview) -> None:
-        scratch = path.with_name(path.name + _SCRATCH)
-        try:
-            with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            scratch.replace(path)
-        except OSError:
-            scratch.unlink(missing_ok=True)
-            raise
-
-
-def _synchronise(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from llmosd import quota_config
+from llmosd.durable import put
 from llmosd.errors import ConfigError, NotFound
 from llmosd.types import Quota, Quotas
 
@@ -111,13 +112,7 @@ def changing(home: Path) -> Iterator[None]:
 def write(home: Path, keys: Sequence[Key]) -> None:
     """Replace the file in one step; its owner alone may read it. Raises ConfigError where keys contradict."""
     _settings(keys, home / FILE)
-    scratch = home / f"{FILE}.new"
-    scratch.unlink(missing_ok=True)
-    with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write("\n".join(map(_entry, keys)))
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(home / FILE)
+    put(home / FILE, "\n".join(map(_entry, keys)).encode())
 
 
 def named(keys: Sequence[Key], start: str) -> Key:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from llmosd.durable import synchronise
+
 _PARTIAL = ".partial-"
 
 
@@ -41,11 +43,11 @@ def publish(made: Path, target: Path) -> None:
     """Flush a finished directory to disk and rename it to `target`, which survives a crash afterwards."""
     for folder, _, names in os.walk(made):
         for name in names:
-            _flush(Path(folder) / name)
-        _flush(Path(folder))
+            synchronise(Path(folder) / name)
+        synchronise(Path(folder))
     target.parent.mkdir(exist_ok=True)
     made.rename(target)
-    _flush(target.parent)
+    synchronise(target.parent)
 
 
 def sha256(path: Path) -> str:
@@ -59,11 +61,3 @@ def _acquire(descriptor: int, on_wait: Callable[[], None]) -> None:
     except BlockingIOError:
         on_wait()
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -299,10 +299,7 @@ class Kernel:
     def floor(self) -> int:
         """Pages that the most demanding request that runs or waits could need, alone; 0 if there is none."""
         live = (request for request in self._requests.values() if request.state not in STANDING)
-        return max(map(self.need, live), default=0)
-
-    def need(self, request: Request) -> int:
-        return self.limits.need(request.prompt_tokens, request.max_tokens, len(request.sequences))
+        return max((request.need(self.limits) for request in live), default=0)
 
     def resize(self, pages: int) -> tuple[PageCopy, ...]:
         """Let the pool use its first `pages` pages, at least `floor`; it may keep some others for a while.

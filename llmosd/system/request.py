@@ -157,6 +157,10 @@ class Request:
         """Pages it refers to, each counted once."""
         return self.held.pages
 
+    def need(self, limits: Limits) -> int:
+        """Pages that all its sequences hold at their longest."""
+        return limits.need(self.prompt_tokens, self.max_tokens, len(self.sequences))
+
     def demand(self, limits: Limits) -> int:
         """Pages for all that is to be computed plus one token for each live sequence."""
         shared = limits.shared_pages(self.prompt_tokens) if len(self.live) > 1 else 0

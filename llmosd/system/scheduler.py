@@ -446,7 +446,7 @@ class Scheduler:
         assert self.policy.moves or ranks == sorted(ranks), "the running set is out of order"
         assert self.pool.reserved == sum(request.reserved for request in self.running), "promises do not add up"
         rows = [sequence.row for request in self.running for sequence in request.live]
-        assert len(set(rows)) == len(rows) == self.limits.slots - self.table.free_rows, "rows do not add up"
+        assert len(set(rows)) == len(rows) == self._rows, "rows do not add up"
         for request in self.running:
             self._check_running(request)
 

@@ -12,12 +12,12 @@ from typing import BinaryIO, Literal
 
 from llmosd.application.batch.job import StoredFile
 from llmosd.application.batch.ledger import Ledger, delete_file, put_file
+from llmosd.durable import SCRATCH, synchronise
 from llmosd.errors import InvalidRequest, LlmosError, NotFound
 
 DAY_S = 86_400
 MAX_FILE = 200 * 2**20
 MAX_NAME = 255
-_SCRATCH = ".new"
 
 
 class Files:
@@ -39,7 +39,7 @@ class Files:
 
     def scratch(self) -> Path:
         """A place for contents that are not a file yet; to be removed if they do not become one."""
-        return self._directory / f"{uuid.uuid4().hex}{_SCRATCH}"
+        return self._directory / f"{uuid.uuid4().hex}{SCRATCH}"
 
     def path(self, id: str) -> Path:
         return self._directory / id
@@ -137,16 +137,10 @@ def _cut(source: Path, start: int, end: int, target: Path) -> None:
 
 
 def _settle(scratch: Path, target: Path) -> int:
-    with scratch.open("rb+") as file:
-        os.fsync(file.fileno())
-        size = os.fstat(file.fileno()).st_size
+    synchronise(scratch)
     scratch.rename(target)
-    directory = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-    return size
+    synchronise(target.parent)
+    return target.stat().st_size
 
 
 def _shown(name: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
+from textwrap import wrap
 from typing import Any
 
 from llmosd.application import query
@@ -111,7 +112,7 @@ def lines(explained: Explained) -> Iterator[str]:
                 if part := getattr(latency.queued_by, reason):
                     yield _row(f"  {reason}", part, latency.total_ns)
     yield ""
-    yield from _wrapped(latency.advice)
+    yield from wrap(latency.advice, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def intervals(latency: Latency) -> Iterator[tuple[str, Nanoseconds, Nanoseconds]]:
@@ -155,14 +156,3 @@ def _at(unix_s: float) -> str:
 
 def _cut(line: str) -> str:
     return line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"
-
-
-def _wrapped(sentence: str) -> Iterator[str]:
-    line = ""
-    for word in sentence.split():
-        if line and len(line) + 1 + len(word) > WIDTH:
-            yield line
-            line = word
-        else:
-            line = f"{line} {word}".strip()
-    yield line

@@ -115,8 +115,8 @@ class Priority(Policy):
         if not self._running:
             return True
         rows = sum(len(request.live) for request in self._running)
-        pages = sum(self._pages(request) for request in self._running)
-        return rows + len(head.live) <= self._slots and pages + self._pages(head) <= self._limits.pages
+        pages = sum(request.need(self._limits) for request in self._running)
+        return rows + len(head.live) <= self._slots and pages + head.need(self._limits) <= self._limits.pages
 
     def position(self, request: Request) -> int:
         return self._tier.position(request) + self._main.position(request)
@@ -156,7 +156,7 @@ class Priority(Policy):
     def _enter_tier(self, request: Request) -> None:
         self.remove(request)
         self._widest = max(self._widest, len(request.live))
-        self._largest = max(self._largest, self._pages(request))
+        self._largest = max(self._largest, request.need(self._limits))
         bound = self.now + self._steps() * self._slowest
         prompt = sum(sequence.length for sequence in request.live)
         output = len(request.live) * request.max_tokens
@@ -173,9 +173,6 @@ class Priority(Policy):
         together = max(1, min(self._slots - self._widest + 1, limits.pages // self._largest))
         stalls = (ahead + 1) * (limits.pages * limits.page_tokens / room + 1)
         return ceil(prompts + self._outputs / together + stalls)
-
-    def _pages(self, request: Request) -> int:
-        return self._limits.need(request.prompt_tokens, request.max_tokens, len(request.sequences))
 
     def admit(self, request: Request) -> None:
         if request in self._starving:
