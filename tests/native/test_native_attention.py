@@ -34,7 +34,7 @@ def assert_stored(g: Geometry, exact: Array, stored: Array) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(geometries, st.lists(st.tuples(lengths, cuts), min_size=1, max_size=4), st.integers(1, 3), st.integers(0, 2**32))
+@given(geometries, st.lists(st.tuples(lengths, cuts), min_size=1, max_size=4), st.integers(1, 4), st.integers(0, 2**32))
 def test_any_batch_matches_float64(g: Geometry, shapes: list[tuple[int, list[float]]], threads: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     pool = Pool(g, sum(-(-length // g.page_tokens) for length, _ in shapes) + 2, seed)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from native_operators import Array, Geometry, Pool, run
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, InvalidGraph, RuntimeException
 
@@ -29,21 +32,29 @@ ATTENTION: list[Change] = [
     ("table", lambda a: a[:1], "page_table as many rows"),
     ("table", lambda a: a[:, :1], "longer than its row"),
     ("table", lambda a: a[0], "2 dimensions"),
+    ("table", lambda a: a.reshape((1,) * 7 + a.shape), "more than 8 dimensions"),
     ("past", at(0, -1), "negative"),
     ("past", at(1, 2**31 - 1), "longer than"),
     ("past", at(1, 60), "longer than its row"),
     ("past", lambda a: a[:1], "one entry more"),
+    ("past", lambda a: a[None], "1 dimension"),
     ("cumulative", at(0, 1), "from 0"),
-    ("cumulative", at(2, 3), "from 0"),
+    ("cumulative", at(2, 7), "from 0"),
     ("cumulative", at(1, 5), "decrease"),
     ("cumulative", at(1, -3), "decrease"),
+    ("cumulative", lambda a: a[:-1], "one entry more"),
+    ("cumulative", lambda a: a[None], "1 dimension"),
     ("cos", lambda a: a[:10], "cos and sin"),
+    ("cos", lambda a: a[0], "2 dimensions"),
     ("sin", lambda a: a[:, 1:], "cos and sin"),
     ("qkv", lambda a: a[:, :-1], "qkv"),
     ("qkv", lambda a: a[:-1], "from 0"),
+    ("qkv", lambda a: a[None], "2 dimensions"),
     ("keys", lambda a: a[..., :8], "16, 32, 64 or 128"),
     ("keys", lambda a: a[:, :, :31], "multiple of 16"),
     ("keys", lambda a: a[:, :1], "kv_num_heads"),
+    ("keys", lambda a: a[0], "4 dimensions"),
+    ("keys", lambda a: np.repeat(a, 9, axis=2), "32 to 256"),
     ("keys", lambda a: a.astype(np.float64), "float32, float16 or int8"),
     ("keys", lambda a: a.astype(np.float16), "element type"),
     ("values", lambda a: a[:-1], "value_cache"),
@@ -53,16 +64,17 @@ ATTENTION: list[Change] = [
 
 @pytest.mark.parametrize(("name", "change", "message"), ATTENTION)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_attention_refuses(name: str, change: Callable[[Array], Array], message: str, threads: int) -> None:
+@pytest.mark.parametrize("count", [1, 2], ids=["decode", "prefill"])
+def test_attention_refuses(name: str, change: Callable[[Array], Array], message: str, count: int, threads: int) -> None:
     g = Geometry(4, 2, 32, 16, context=64)
     pool = Pool(g, 6)
-    rows = np.ones((2, 8 * 32), np.float32)
+    rows = np.ones((count, 8 * 32), np.float32)
     parts = [(rows, 0, [0]), (rows, 20, [1, 2])]
     inputs: dict[str, Array] = {
         "qkv": np.concatenate([rows, rows]),
         "keys": pool.keys,
         "values": pool.values,
-        "cumulative": np.array([0, 2, 4], np.int32),
+        "cumulative": np.array([0, count, 2 * count], np.int32),
         "past": np.array([0, 20], np.int32),
         "table": np.array([[0, -5, -5], [1, 2, -5]], np.int32),
         "cos": g.rotation[0],
@@ -74,6 +86,33 @@ def test_attention_refuses(name: str, change: Callable[[Array], Array], message:
     assert np.isnan(pool.keys).all()
     assert np.isnan(pool.values).all()
     pool.step([(rows, 0, [0])], threads=threads)  # the same session still works
+
+
+integers = st.integers(-(2**31), 2**31 - 1) | st.integers(-3, 70)
+wrong = st.lists(st.tuples(st.sampled_from(["cumulative", "past", "table"]), st.integers(0, 8), integers), max_size=4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(wrong, st.integers(1, 4))
+def test_any_ids_and_lengths_give_a_result_or_an_error(changes: list[tuple[str, int, int]], threads: int) -> None:
+    """Also numbers whose sums do not fit in 32 bits; what is refused has written nothing."""
+    g = Geometry(4, 2, 32, 16, context=64)
+    pool = Pool(g, 6)
+    rows = np.ones((6, 8 * 32), np.float32)
+    inputs = {
+        "cumulative": np.array([0, 1, 3, 6], np.int32),
+        "past": np.array([20, 0, 14], np.int32),
+        "table": np.array([[1, 2, -5], [0, -5, -5], [3, 4, -5]], np.int32),
+    }
+    for name, place, value in changes:
+        inputs[name].flat[place % inputs[name].size] = value
+    try:
+        out = pool.step([(rows, 0, [0])], threads=threads, **inputs)
+    except (InvalidArgument, RuntimeException) as error:
+        assert "PagedAttention" in str(error)
+        assert np.isnan(pool.keys).all() and np.isnan(pool.values).all()
+    else:
+        assert out.shape == (6, 4 * 32)
 
 
 @pytest.mark.parametrize(
@@ -148,18 +187,75 @@ def test_qlinear_refuses_attributes(attributes: dict[str, int]) -> None:
         run("QLinear", inputs, **attributes)
 
 
-def test_types_are_checked_when_the_session_is_made() -> None:
-    weight = np.zeros(64, np.float16)
+def right(op: str) -> tuple[list[Array], dict[str, Any]]:
+    """Inputs and attributes that an operator takes."""
+    x, ones = np.zeros((1, 64), np.float32), np.ones((8, 2), np.float32)
+    if op == "PagedAttention":
+        ints, table, angles = np.array([0, 1], np.int32), np.zeros((1, 1), np.int32), np.zeros((4, 16), np.float32)
+        cache = np.zeros((1, 1, 32, 16), np.float32)
+        inputs = [np.zeros((1, 96), np.float32), cache, cache.swapaxes(2, 3).copy(), ints, ints[:1], table]
+        return [*inputs, angles, angles], {"num_heads": 1, "kv_num_heads": 1, "scale": 1.0}
+    if op == "QLinear":
+        return [x, *native.pack_q4(np.zeros((8, 64), np.uint8), ones, ones)], {"N": 8, "K": 64, "bits": 4}
+    if op == "Linear":
+        return [x, native.pack_f32(np.zeros((8, 64), np.float32))], {"N": 8, "K": 64}
+    return [x, np.zeros(1, np.int64)] if op == "Draw" else [x], {}
+
+
+OPERATORS = ["PagedAttention", "QLinear", "Linear", "SwiGLU", "Draw"]
+ANY_TYPE = {("PagedAttention", 1), ("PagedAttention", 2)}  # what the pages hold is looked at when it runs
+
+
+@pytest.mark.parametrize(
+    ("op", "place"),
+    [(op, place) for op in OPERATORS for place in range(len(right(op)[0])) if (op, place) not in ANY_TYPE],
+)
+@pytest.mark.parametrize("kind", [np.float64, np.int8])
+def test_element_types_are_checked_when_the_session_is_made(op: str, place: int, kind: type) -> None:
+    inputs, attributes = right(op)
+    run(op, inputs, **attributes)
+    inputs[place] = inputs[place].astype(kind)
     with pytest.raises(InvalidGraph, match="Type Error"):
-        run("Linear", [np.zeros((1, 4), np.float32), weight], N=16, K=4)
+        run(op, inputs, **attributes)
 
 
-def test_linear_and_swiglu_refuse_wrong_sizes() -> None:
-    x = np.zeros((1, 5), np.float32)
-    with pytest.raises((InvalidArgument, RuntimeException), match="size"):
-        run("Linear", [x, np.zeros(79, np.float32)], N=16, K=5)
-    with pytest.raises((InvalidArgument, RuntimeException), match="even"):
-        run("SwiGLU", [x])
+@pytest.mark.parametrize(
+    ("op", "place", "shape", "message"),
+    [
+        ("QLinear", 0, (), "last dimension"),
+        ("QLinear", 0, (1, 32), "last dimension"),
+        ("QLinear", 1, (), "weight does not have the size"),
+        ("QLinear", 2, (0,), "scales do not have the size"),
+        ("Linear", 0, (), "last dimension"),
+        ("Linear", 0, (1, 65), "last dimension"),
+        ("Linear", 0, (64, 0), "last dimension"),
+        ("Linear", 1, (1023,), "size"),
+        ("SwiGLU", 0, (), "even"),
+        ("SwiGLU", 0, (1, 5), "even"),
+        ("SwiGLU", 0, (1,) * 8 + (2,), "more than 8 dimensions"),
+    ],
+)
+def test_wrong_shapes_are_refused(op: str, place: int, shape: tuple[int, ...], message: str) -> None:
+    inputs, attributes = right(op)
+    inputs[place] = np.zeros(shape, inputs[place].dtype)
+    with pytest.raises((InvalidArgument, RuntimeException), match=message):
+        run(op, inputs, **attributes)
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize("threads", [-1, 0, 257])
+def test_a_number_of_threads_that_makes_no_sense_is_refused(op: str, threads: int) -> None:
+    inputs, attributes = right(op)
+    with pytest.raises((InvalidArgument, RuntimeException), match="threads is out of range"):
+        run(op, inputs, threads=threads, **attributes)
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"N": 0, "K": 64}, {"N": 8, "K": 0}, {"N": 8}, {"K": 64}, {"N": 2**24 + 1, "K": 64}]
+)
+def test_linear_refuses_attributes(attributes: dict[str, int]) -> None:
+    with pytest.raises((InvalidArgument, RuntimeException), match="Linear"):
+        run("Linear", right("Linear")[0], **attributes)
 
 
 def test_packing_refuses_what_it_cannot_hold() -> None:

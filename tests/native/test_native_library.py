@@ -8,13 +8,10 @@ import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
 import pytest
-from native_operators import Geometry, Pool, tokens
 
 import llmosd
 from llmosd.errors import ModelError
@@ -157,20 +154,36 @@ def test_kernels_that_fail_the_self_test_give_way_to_the_next(damaged: Path) -> 
     assert all(f"not for {isa}: the self-test" in told.stdout for isa in runnable[:-1])
 
 
-def test_sessions_share_the_process() -> None:
-    """Two sessions with pools of their own, each run from several threads at once, do not disturb each other."""
-    geometries = [Geometry(9, 3, 64, 64, kv="float16"), Geometry(4, 4, 128, 16)]
-    rng = np.random.default_rng(0)
-    inputs = [tokens(g, 200, rng) for g in geometries]
+REGISTER = """
+import ctypes, sys
+library = ctypes.CDLL(sys.argv[1])
+told = []
 
-    def once(i: int) -> bytes:
-        g = geometries[i % 2]
-        pool = Pool(g, 16, seed=i)
-        table: list[int] = []
-        pool.grow(table, 200)
-        return pool.step([(inputs[i % 2], 0, table)], threads=2).tobytes()
+@ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
+def create_status(code, message):
+    told.append(message.decode())
+    return 1
 
-    expected = [once(0), once(1)]
-    with ThreadPoolExecutor(4) as pool:
-        for i, result in enumerate(pool.map(once, range(24))):
-            assert result == expected[i % 2]
+@ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
+def get_api(version):
+    return ctypes.addressof(table)
+
+@ctypes.CFUNCTYPE(ctypes.c_void_p)
+def version():
+    return ctypes.addressof(words)
+
+words = ctypes.create_string_buffer(sys.argv[2].encode())
+table = (ctypes.c_void_p * 300)(ctypes.cast(create_status, ctypes.c_void_p).value)
+base = (ctypes.c_void_p * 2)(*(ctypes.cast(one, ctypes.c_void_p).value for one in (get_api, version)))
+library.RegisterCustomOps.restype = ctypes.c_void_p
+assert library.RegisterCustomOps(None, ctypes.byref(base))
+print(*told)
+"""
+
+
+@pytest.mark.parametrize("version", ["2.0.0", "1.19.2", "0.30", "unknown"])
+def test_the_library_asks_who_calls_it(version: str) -> None:
+    """Before anything else: the functions behind the first one might have moved."""
+    command = [sys.executable, "-c", REGISTER, str(native.status().path), version]
+    asked = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert asked.stdout.strip() == f"llmos: built for onnxruntime >= 1.20, < 2, not {version}"
