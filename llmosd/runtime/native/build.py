@@ -45,6 +45,8 @@ PROBES = {
     "avxvnni": X86_PROBE.format("_mm256_dpbusd_avx_epi32"),
     "neon_dot": "#include <arm_neon.h>\nint32x4_t probe(int32x4_t s, int8x16_t x) { return vdotq_s32(s, x, x); }\n",
 }
+# Flags for compilers that do not know the usual ones: Zig's has no -march, and -mcpu=generic+dotprod is nothing to GCC.
+OTHERWISE = {"neon_dot": [["-mcpu=generic+dotprod"]]}
 
 
 class BuildError(RuntimeError):
@@ -85,15 +87,19 @@ def instruction_sets() -> dict[str, list[str]]:
             "portable": [],
         }
     if machine in ("aarch64", "arm64"):
-        dot = ["-mcpu=generic+dotprod"]  # not -march, which Zig's compiler does not take
-        return {"neon_dot": dot, "neon": [], "portable": ["-DLLMOS_PORTABLE"]}
+        return {"neon_dot": ["-march=armv8.2-a+dotprod"], "neon": [], "portable": ["-DLLMOS_PORTABLE"]}
     return {"portable": []}
 
 
 def known_sets(compiler: list[str]) -> dict[str, list[str]]:
     """The instruction sets that a compiler and its assembler know: one too old for a set goes without it."""
-    sets = instruction_sets()
-    return {isa: flags for isa, flags in sets.items() if isa not in PROBES or compiles(compiler, flags, PROBES[isa])}
+    known = {}
+    for isa, flags in instruction_sets().items():
+        for way in (flags, *OTHERWISE.get(isa, [])):
+            if isa not in PROBES or compiles(compiler, way, PROBES[isa]):
+                known[isa] = way
+                break
+    return known
 
 
 def compiles(compiler: list[str], flags: list[str], text: str) -> bool:
