@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
+import psutil
 from started import MODEL, Daemon, cli, eventually
 
 PROMPT = [1, 4093, 198]  # any three tokens
@@ -46,6 +48,23 @@ def test_a_long_request_is_seen_reniced_and_killed(daemon: Daemon) -> None:
         assert killed.stdout == f"{row['id']} cancelled\n"
     assert json.loads(daemon.cli("ps", "--json").stdout) == []
     eventually(lambda: daemon.pages_used() == 0, "its pages are free")
+
+
+def test_once_idle_it_leaves_the_processors_alone(daemon: Daemon) -> None:
+    """A thread that went on spinning would take a whole core; bench/streaming.py --idle measures how little is left."""
+    main = psutil.Process(daemon.process.pid)
+
+    def used() -> float:
+        times = [process.cpu_times() for process in (main, *main.children(recursive=True))]
+        return sum(time.user + time.system for time in times)
+
+    def rests() -> bool:
+        began, before = time.monotonic(), used()
+        time.sleep(1)
+        return used() - before < 0.25 * (time.monotonic() - began)
+
+    assert daemon.cli("run", "Count to five.", "--max-tokens", "16").returncode == 0
+    eventually(rests, "a second with little work")
 
 
 def test_memory_is_shown(daemon: Daemon) -> None:
