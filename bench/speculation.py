@@ -3,7 +3,8 @@
 Kernel and executor are driven directly, on the installed model (`llmosd models pull`). Answers that quote their prompt
 are where it should pay, stories are where it should cost nothing. Two engines, one of which guesses, answer the same
 requests step by step in turns, so that both meet the same machine; steps in which all sequences decode are timed. With
-7 pairs smallest and largest ratio enclose the median with a probability of 98 %. Tokens must be equal in pairs.
+7 pairs smallest and largest ratio enclose the median with a probability of 98 %. It is said where a pair's tokens
+differ: they may where many rows are multiplied in bfloat16 (AMX, without strict), for guesses are rows as well.
 """
 
 from __future__ import annotations

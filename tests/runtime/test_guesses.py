@@ -13,7 +13,7 @@ from llmosd.errors import StepError
 from llmosd.runtime.executor import OnnxExecutor
 from llmosd.runtime.importer import ensure_graph
 from llmosd.runtime.installed import InstalledModel
-from llmosd.runtime.paged_model import PagedModel, choose_backend
+from llmosd.runtime.paged_model import PagedModel, choose_backend, choose_kv_format
 from llmosd.runtime.tokenizer import Tokenizer
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import POLICIES
@@ -47,7 +47,15 @@ def paged(model: InstalledModel) -> Iterator[PagedModel]:
         pytest.skip("equal tokens need the native operators, which cannot be built here")
     ensure_graph(model, "native", "file", lambda stage, done, total: None)
     paged = PagedModel.load(
-        model, backend="native", weights="file", pages=100, page_tokens=16, threads=2, spin=False, strict=True
+        model,
+        backend="native",
+        weights="file",
+        pages=100,
+        page_tokens=16,
+        threads=2,
+        spin=False,
+        strict=True,
+        kv_format=choose_kv_format("native", "auto"),
     )
     yield paged
     paged.close()
