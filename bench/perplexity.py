@@ -38,8 +38,6 @@ def main() -> None:
     model = find(settings.home, settings.model)
     text = windows(model, texts(), size=args.window)[: args.windows]
     yardstick, others = formats()
-    if (int8 := Format("native", "float32", "int8")).backend == yardstick.backend:
-        others.append(int8)
     with Bars() as progress:
         scores = {how: score(model, how, text, args.threads, progress) for how in (yardstick, *others)}
     reference = scores[yardstick]

@@ -67,18 +67,19 @@ class Scores:
 
 
 def formats() -> tuple[Format, list[Format]]:
-    """The float32 yardstick and the formats that this machine can run; the one that serves by default comes first."""
+    """The float32 yardstick, and weights × K/V as this machine can run them; what serves by default comes first."""
     stock = Format("gather", "file", "float16")
     if not native.status().available:
-        return Format("gather", "float32", "float32"), [stock, Format("gather", "float32", "float16")]
-    kinds: tuple[KvFormat, ...] = get_args(KvFormat)
+        others = [Format("gather", "file", "float32"), Format("gather", "float32", "float16")]
+        return Format("gather", "float32", "float32"), [stock, *others]
     default = choose_kv_format("native", "auto")
+    kinds = sorted(get_args(KvFormat), key=lambda kind: kind != default)
     # Elsewhere strict gives the same bits.
     exact = [Format("native", "file", default, strict=True)] if native.status().isa == "amx" else []
     return Format("native", "float32", "float32"), [
-        *(Format("native", "file", kind) for kind in sorted(kinds, key=lambda kind: kind != default)),
+        *(Format("native", "file", kind) for kind in kinds),
         *exact,
-        Format("native", "float32", "float16"),
+        *(Format("native", "float32", kind) for kind in kinds if kind != "float32"),
         stock,
     ]
 
