@@ -1,9 +1,9 @@
 """Half an hour of mixed load through HTTP: does a daemon stay as fast and as small as it was?
 
 Clients send prompts of random length one after the other, greedy and sampled, streamed and not; some hang up in the
-middle; every minute there is a burst. The pool is small enough for preemption. Memory is read every second. A step's
-time is a second over the steps in it (the engine is never idle), and its trend is that of a regression on the prompt
-tokens, generated tokens and pages of the step, over bins of ten seconds.
+middle; every minute there is a burst. The pool is small enough for preemption. Every second the daemon's memory (its
+broker's included) and its totals are read. A step's time is that of ten seconds' steps on average; their prompt tokens,
+recomputed ones included, generated tokens and pages in use explain it, and what is left may have a trend.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import math
 import random
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,27 @@ import httpx
 import numpy as np
 import psutil
 from facts import machine_facts
-from load import frames_since
+from prometheus_client.parser import text_string_to_metric_families
 from servers import Server, llmosd
+from trends import Trend, trend
 
+from llmosd.application import query
 from llmosd.config import default_home
-from llmosd.runtime.quality import student_95
 
 CLIENTS, BURST, BURST_EVERY_S, PAGES = 10, 40, 60, 200
-BIN_S, WARM_UP = 10, 0.1  # share of the time that is left out of trends
-LOSS, GROWTH = 0.03, 0.02  # what is still no trend, of step time and of memory over the whole soak
-WIDEST = 0.1  # an interval wider than this, to either side, says nothing
+BIN_S, WARM_UP = 10, 0.1  # share of the time that is left out of the trend of step time
+FILLING = 1 / 3  # and of that of memory: the pool fills up, and the daemon remembers the last 1,000 requests
+LOSS, GROWTH = 0.03, 0.02  # what is still no trend, of step time and of memory
+WIDEST = 0.1  # an interval wider than this, to either side, does not say that there is none
+FEWEST, SHORTEST = 4, 15  # minutes: for any trend, and for one of memory
+TOTALS = {
+    "steps": "llmos_step_seconds_count",
+    "seconds": "llmos_step_seconds_sum",
+    "fed": "llmos_prefill_tokens_total",
+    "generated": "vllm:generation_tokens_total",
+    "pages": "llmos_pages_used",
+}
+LOSSES = ("llmos_rows_lost_total", "llmos_telemetry_gaps_total", "llmos_swap_failures_total")
 
 
 @dataclass(slots=True)
@@ -43,13 +54,15 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
-class Trend:
-    """A change over the whole soak as a share of the mean, with its 95 % interval."""
+class Sample:
+    """Totals since the start, but for pages in use and bytes of memory."""
 
-    mean: float
-    change: float
-    low: float
-    high: float
+    steps: float
+    seconds: float
+    fed: float
+    generated: float
+    pages: float
+    memory: int
 
 
 # ---------------------------------------------------------------- load
@@ -82,8 +95,9 @@ async def request(http: httpx.AsyncClient, model: str, draw: random.Random, tall
     tally.sent += 1
     try:
         tally.ended[await _follow(http, body, patience)] += 1
-    except (httpx.HTTPError, ValueError) as error:
+    except (httpx.HTTPError, ValueError, LookupError) as error:
         tally.errors.append(repr(error))
+        await asyncio.sleep(1)  # a daemon that is gone would be asked without end
 
 
 async def _follow(http: httpx.AsyncClient, body: dict[str, Any], patience: int | None) -> str:
@@ -108,67 +122,72 @@ async def _nothing() -> Any:
     yield
 
 
-async def watch(pid: int, end: float, memory: list[int]) -> None:
-    process = psutil.Process(pid)
+async def watch(http: httpx.AsyncClient, pid: int, end: float, samples: list[Sample]) -> None:
+    daemon = psutil.Process(pid)
     while time.monotonic() < end:
-        memory.append(process.memory_info().rss)
-        if len(memory) % 60 == 0:
-            print(f"{len(memory):5} s  {memory[-1] / 1e6:.1f} MB", flush=True)
+        samples.append(await read(http, daemon))
+        if len(samples) % 60 == 0:
+            print(f"{len(samples):5} s  {samples[-1].memory / 1e6:.1f} MB", flush=True)
         await asyncio.sleep(1)
 
 
-async def soak(server: Server, minutes: float, tally: Tally, memory: list[int]) -> None:
+async def read(http: httpx.AsyncClient, daemon: psutil.Process) -> Sample:
+    memory = sum(one.memory_info().rss for one in (daemon, *daemon.children(recursive=True)))
+    values = metrics((await http.get("/metrics")).text)
+    return Sample(**{name: values[metric] for name, metric in TOTALS.items()}, memory=memory)
+
+
+def metrics(text: str) -> dict[str, float]:
+    """By name, whatever the labels."""
+    values = Counter[str]()
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            values[sample.name] += sample.value
+    return dict(values)
+
+
+async def soak(server: Server, minutes: float, tally: Tally, samples: list[Sample]) -> None:
     end = time.monotonic() + 60 * minutes
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=server.url, timeout=None, limits=limits, trust_env=False) as http:
         clients = [client(http, server.model, random.Random(number), end, tally) for number in range(CLIENTS)]
         storm = bursts(http, server.model, random.Random(-1), end, tally)
-        await asyncio.gather(*clients, storm, watch(server.pid, end, memory))
+        await asyncio.gather(*clients, storm, watch(http, server.pid, end, samples))
+
+
+def complaints(server: Server) -> Iterator[str]:
+    """What the daemon itself says went wrong."""
+    values = metrics(httpx.get(f"{server.url}/metrics", trust_env=False).text)
+    yield from (f"{name} is {values[name]:g}" for name in LOSSES if values.get(name))
+    database = Path(httpx.get(f"{server.url}/v1/status", trust_env=False).json()["db"])
+    yield from (text for (text,) in query.sql(database, "SELECT text FROM events WHERE severity = 'error'").rows)
 
 
 # ---------------------------------------------------------------- trends
 
 
-def step_times(frames: list[dict[str, Any]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def step_times(samples: list[Sample]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Of each bin: (milliseconds a step, [prompt tokens, generated tokens, pages in use] a step or mean)."""
     rows = []
-    for start in range(0, len(frames) - BIN_S, BIN_S):
-        first, last = frames[start], frames[start + BIN_S]
-        steps = last["step"]["total"] - first["step"]["total"]
-        fed, made = (
-            last["throughput"][f"{kind}_tokens_total"] - first["throughput"][f"{kind}_tokens_total"]
-            for kind in ("prompt", "generated")
-        )
-        pages = sum(frame["pages"]["used"] for frame in frames[start : start + BIN_S]) / BIN_S
-        rows.append((1e3 * (last["at"] - first["at"]) / steps, fed / steps, made / steps, pages))
-    table = np.array(rows)
+    for start in range(0, len(samples) - BIN_S, BIN_S):
+        first, last = samples[start], samples[start + BIN_S]
+        steps = last.steps - first.steps
+        pages = sum(sample.pages for sample in samples[start : start + BIN_S]) / BIN_S
+        fed, generated = last.fed - first.fed, last.generated - first.generated
+        rows.append((1e3 * (last.seconds - first.seconds) / steps, fed / steps, generated / steps, pages))
+    table = np.array(rows)[round(len(rows) * WARM_UP) :]
     return table[:, 0], table[:, 1:]
 
 
-def trend(values: np.ndarray[Any, Any], explained: np.ndarray[Any, Any] | None = None) -> Trend:
-    """Least squares on time and on what else explains the values; neighbours' correlation widens the interval."""
-    values = values[round(len(values) * WARM_UP) :]
-    columns = [np.ones(len(values)), np.linspace(-0.5, 0.5, len(values))]
-    if explained is not None:
-        columns += list(explained[-len(values) :].T)
-    design = np.stack(columns, axis=1)
-    found, *_ = np.linalg.lstsq(design, values, rcond=None)
-    rest = values - design @ found
-    freedom = len(values) - design.shape[1]
-    repeat = float(np.clip(np.corrcoef(rest[:-1], rest[1:])[0, 1], 0, 0.99))
-    variance = rest @ rest / freedom * np.linalg.inv(design.T @ design)[1, 1] * (1 + repeat) / (1 - repeat)
-    half = student_95(max(1, round(freedom * (1 - repeat) / (1 + repeat)))) * math.sqrt(variance)
-    mean = float(values.mean())
-    return Trend(mean, found[1] / mean, (found[1] - half) / mean, (found[1] + half) / mean)
-
-
-def verdicts(tally: Tally, speed: Trend, memory: Trend) -> dict[str, str]:
-    """`yes`, `no` or `unresolved`. Memory's interval is wide, for seconds depend on each other: no excuse."""
+def verdicts(tally: Tally, speed: Trend, memory: Trend, minutes: float) -> dict[str, str]:
+    """`yes`, `no` or `unresolved`."""
     steady = speed.low <= 0 <= speed.high or speed.change < LOSS
+    narrow = speed.high - speed.low <= 2 * WIDEST
+    flat = _said(memory.change < GROWTH)
     return {
         "no error": _said(not tally.errors and tally.sent == sum(tally.ended.values())),
-        "step time has no trend": _said(steady) if speed.high - speed.low <= 2 * WIDEST else "unresolved",
-        "memory is flat": _said(memory.change < GROWTH),
+        "step time has no trend": _said(steady) if narrow or not steady else "unresolved",
+        "memory is flat": flat if minutes >= SHORTEST else "unresolved",
     }
 
 
@@ -182,14 +201,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
-    facts, tally, memory = machine_facts(), Tally(), list[int]()
+    if options.minutes < FEWEST:
+        parser.error(f"less than {FEWEST} minutes hold too few steps for a trend")
+    facts, tally, samples = machine_facts(), Tally(), list[Sample]()
     with llmosd(options.home / "models", "--pages", str(PAGES)) as server:
-        began = time.time()
-        asyncio.run(soak(server, options.minutes, tally, memory))
-        database = Path(httpx.get(f"{server.url}/v1/status", trust_env=False).json()["db"])
-        frames = frames_since(database, began)
-    speed, size = trend(*step_times(frames)), trend(np.array(memory, float))
-    found = verdicts(tally, speed, size)
+        asyncio.run(soak(server, options.minutes, tally, samples))
+        tally.errors += complaints(server)
+    memory = np.array([sample.memory for sample in samples], float)
+    speed, size = trend(*step_times(samples)), trend(memory[round(len(memory) * FILLING) :])
+    found = verdicts(tally, speed, size, options.minutes)
     print(f"{tally.sent} requests: {dict(tally.ended)}, errors {len(tally.errors)} {tally.errors[:3]}")
     for name, one, unit, scale in (("step", speed, "ms", 1.0), ("memory", size, "MB", 1e-6)):
         print(f"{name}: mean {one.mean * scale:.1f} {unit}, change {one.change:+.2%} [{one.low:+.2%}, {one.high:+.2%}]")
@@ -202,7 +222,8 @@ def main() -> None:
             "step_ms": asdict(speed),
             "memory_bytes": asdict(size),
             "verdicts": found,
-            "rss_by_second": memory,
+            "bins": np.column_stack(step_times(samples)).round(3).tolist(),  # after the warm-up
+            "memory_every_10_s": [sample.memory for sample in samples[::10]],
         }
         options.json.write_text(json.dumps(report) + "\n")
 
