@@ -1,7 +1,9 @@
 """How fast the engine is on this machine: decode and prefill tokens/s, and what a step costs outside ONNX Runtime.
 
 Kernel and executor are driven directly, without HTTP and threads, on the installed model (`llmosd models pull`).
-A step is Kernel.plan + execute + commit; its overhead is all of it that is not spent inside the session's run.
+A step is Kernel.plan + execute + commit; its overhead is all of it that is not spent inside the session's run. With
+`--against` the same cases go to a second engine in turn, round by round, and the ratio of speeds is that of the rounds'
+median steps: the price of strict mode, and what is left without native operators.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from facts import machine_facts
+from statistics95 import median_interval
 
 from llmosd.config import default_home
 from llmosd.runtime.executor import OnnxExecutor
@@ -171,11 +174,12 @@ PROSE = (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     parser.add_argument("--home", type=Path, default=default_home(), help="data directory with the model")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--backend", default="auto", choices=("auto", "native", "gather"))
+    parser.add_argument("--against", choices=("strict", "gather"), help="a second engine to take turns with")
     parser.add_argument("--threads", type=int, default=0, help="0: physical cores")
     parser.add_argument("--spin", action="store_true", help="let ONNX Runtime's threads spin between operators")
     parser.add_argument("--rounds", type=int, default=5, help="times each case is run, in turn")
@@ -185,44 +189,83 @@ def main(arguments: list[str] | None = None) -> None:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
+class Engine:
+    """One way of running the model, and what was timed of it: for each case its rounds."""
+
+    def __init__(self, options: argparse.Namespace, wanted: str, *, strict: bool) -> None:
+        installed = find(options.home, options.model)
+        backend, _ = choose_backend(wanted, strict)
+        ensure_graph(installed, backend, "file", lambda stage, done, total: None)
+        self.model = PagedModel.load(
+            installed,
+            backend=backend,
+            weights="file",
+            pages=32 * 256 // PAGE_TOKENS,
+            page_tokens=PAGE_TOKENS,
+            threads=options.threads or machine_facts().cores,
+            spin=options.spin,
+            kv_format=choose_kv_format(backend, "auto"),
+            strict=strict,
+        )
+        self._watch = Stopwatch(self.model._session.inference)
+        self.model._session.inference = self._watch
+        self._tokenizer = installed.load_tokenizer()
+        self.rounds: dict[str, list[list[Timing]]] = {case.name: [] for case in cases()}
+        self.facts = {
+            "model": installed.id,
+            "backend": self.model.backend,
+            "weights": self.model.weights,
+            "kv": self.model.kv_format,
+            "strict": strict,
+            "page_tokens": PAGE_TOKENS,
+            "threads": self.model.threads,
+            "spin": options.spin,
+            "context": CONTEXT,
+            "rounds": options.rounds,
+        }
+
+    def measure(self, case: Case) -> None:
+        self.rounds[case.name].append(measure(case, self.model, self._tokenizer, self._watch))
+
+    def results(self) -> list[dict[str, Any]]:
+        return [summary(case, [timing for one in self.rounds[case.name] for timing in one]) for case in cases()]
+
+
+def speed_ratios(one: Engine, other: Engine) -> list[dict[str, Any]]:
+    """Of each case how fast the other is, with the first as 1."""
+
+    def typical(timings: list[Timing]) -> float:
+        return statistics.median(timing.wall for timing in timings)
+
+    found = []
+    for name, rounds in one.rounds.items():
+        pairs = zip(rounds, other.rounds[name], strict=True)
+        found.append({"case": name, **asdict(median_interval([typical(a) / typical(b) for a, b in pairs]))})
+    return found
+
+
 def run(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    installed = find(options.home, options.model)
-    backend, _ = choose_backend(options.backend, strict=False)
-    ensure_graph(installed, backend, "file", lambda stage, done, total: None)
     facts = machine_facts()
-    model = PagedModel.load(
-        installed,
-        backend=backend,
-        weights="file",
-        pages=32 * 256 // PAGE_TOKENS,
-        page_tokens=PAGE_TOKENS,
-        threads=options.threads or facts.cores,
-        spin=options.spin,
-        kv_format=choose_kv_format(backend, "auto"),
-    )
-    watch = Stopwatch(model._session.inference)
-    model._session.inference = watch
-    tokenizer = installed.load_tokenizer()
-    timings: dict[str, list[Timing]] = {}
-    for _ in range(options.rounds):
+    engines = [Engine(options, options.backend, strict=False)]
+    if options.against:
+        strict = options.against == "strict"
+        engines.append(Engine(options, options.backend if strict else "gather", strict=strict))
+    for number in range(options.rounds):
         for case in cases():
-            timings.setdefault(case.name, []).extend(measure(case, model, tokenizer, watch))
-    results = [summary(case, timings[case.name]) for case in cases()]
-    engine = {
-        "model": installed.id,
-        "backend": model.backend,
-        "weights": model.weights,
-        "kv": model.kv_format,
-        "page_tokens": PAGE_TOKENS,
-        "threads": model.threads,
-        "spin": options.spin,
-        "context": CONTEXT,
-        "rounds": options.rounds,
-    }
-    say(" · ".join(f"{name} {value}" for name, value in {**asdict(facts), **engine}.items()))
-    say(table(results))
+            for engine in engines[:: -1 if number % 2 else 1]:
+                engine.measure(case)
+    report: dict[str, Any] = {"machine": asdict(facts)}
+    for engine, key in zip(engines, ("", "against_"), strict=False):
+        report |= {f"{key}engine": engine.facts, f"{key}results": engine.results()}
+        say(" · ".join(f"{name} {value}" for name, value in {**asdict(facts), **engine.facts}.items()))
+        say(table(report[f"{key}results"]))
     say("* every second request with temperature, top-p, three penalties and 5 logprobs; overhead is outside run")
-    return {"machine": asdict(facts), "engine": engine, "results": results}
+    if options.against:
+        report["ratios"] = speed_ratios(*engines)
+        for one in report["ratios"]:
+            interval = f"{one['median']:.2f} ({one['low']:.2f} … {one['high']:.2f})"
+            say(f"{one['case']:34} {options.against}: {interval} as fast")
+    return report
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@ import numpy as np
 
 from llmosd.config import default_home
 from llmosd.runtime import native
+from llmosd.runtime.backend import best_page_tokens
 from llmosd.runtime.footprint import footprint
 from llmosd.runtime.importer import ensure_graph
 from llmosd.runtime.installed import InstalledModel, find
-from llmosd.runtime.paged_model import PagedModel
+from llmosd.runtime.paged_model import PagedModel, choose_kv_format
 
-TOKENS, ROWS, PAGE_TOKENS = 256, 32, 64
+TOKENS, ROWS = 256, 32  # of a step, and sequences at once: the daemon's defaults, as its pages are
 MIB = 1 << 20
 
 
@@ -29,12 +30,20 @@ def measure(model: InstalledModel, context: int) -> dict[str, float]:
     """Peaks in MiB over the process before the model, with a pool that is filled, and what was foretold."""
     native.status()  # the library and its self-test belong to the process
     graph = ensure_graph(model, "native", "file", lambda stage, done, total: None)
-    columns = -(-context // PAGE_TOKENS)
+    page_tokens, kv_format = best_page_tokens("native", model.geometry), choose_kv_format("native", "auto")
+    columns = -(-context // page_tokens)
     pages = ROWS * columns
     anonymous, mapped = resident()
     began = time.perf_counter()
     engine = PagedModel.load(
-        model, backend="native", weights="file", pages=pages, page_tokens=PAGE_TOKENS, threads=2, spin=False
+        model,
+        backend="native",
+        weights="file",
+        pages=pages,
+        page_tokens=page_tokens,
+        threads=2,
+        spin=False,
+        kv_format=kv_format,
     )
     loaded = time.perf_counter() - began
     work(engine, columns, context)
@@ -45,8 +54,8 @@ def measure(model: InstalledModel, context: int) -> dict[str, float]:
         tokens=TOKENS,
         rows=ROWS,
         pages=pages,
-        page_tokens=PAGE_TOKENS,
-        kv_format=engine.kv_format,
+        page_tokens=page_tokens,
+        kv_format=kv_format,
     )
     result = {
         "load_s": loaded,

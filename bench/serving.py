@@ -3,8 +3,9 @@
     python bench/peers/install.py DIRECTORY     (once; takes minutes)
     python bench/serving.py DIRECTORY
 
-Prompts are 100 to 300 random tokens, answers 64 tokens. Capacity is what a server completes while 16 clients send one
-request after the other. One server runs at a time; each is given the same requests at the same moments.
+Prompts are 100 to 300 random tokens, answers 64 tokens. Capacity is what a server completes while 32 clients, twice as
+many as llama-server has slots, send one request after the other; ours is printed as well. One server runs at a time;
+each is given the same requests at the same moments.
 """
 
 from __future__ import annotations

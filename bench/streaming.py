@@ -32,11 +32,13 @@ from urllib.parse import urlsplit
 
 from facts import machine_facts
 from processes import ThreadTimes, cpu_of
+from statistics95 import Interval, median_interval
 
 from llmosd.application import instance
 from llmosd.config import default_home
 
 PROMPT_TOKENS = 64
+SPEED, OVERHEAD = 0.9, 0.05  # goals of the daemon: of the bare engine's tokens/s; of a step's time, outside the run
 MODEL = "smollm2-135m-instruct"
 SAMPLED = {
     "temperature": 0.8,
@@ -248,20 +250,6 @@ def take_turns(run: dict[str, Callable[[list[bytes]], Run]], rounds: int, load: 
     return runs
 
 
-def median_interval(values: list[float]) -> tuple[float, float, float]:
-    """Median and the interval of order statistics that holds the population's with at least 95 % (sign test).
-
-    With fewer than six values no such interval exists, and the range is given.
-    """
-    ordered, n = sorted(values), len(values)
-    low, tail, term = 0, 0.0, 0.5**n
-    while tail + term <= 0.025:  # P(fewer than low + 1 values lie below the median)
-        low, tail = low + 1, tail + term
-        term *= (n - low + 1) / low
-    low = max(0, low - 1)
-    return statistics.median(ordered), ordered[low], ordered[n - 1 - low]
-
-
 def table(runs: dict[str, list[Run]]) -> str:
     base = next(iter(runs.values()))
     lines = [
@@ -270,7 +258,7 @@ def table(runs: dict[str, list[Run]]) -> str:
     ]
     for name, measured in runs.items():
         pairs = zip(measured, base, strict=True)
-        middle, low, high = median_interval([run.tokens_per_s / bare.tokens_per_s for run, bare in pairs])
+        ratio = median_interval([run.tokens_per_s / bare.tokens_per_s for run, bare in pairs])
         speeds = [run.tokens_per_s for run in measured]
         shares = [
             statistics.median(100 * getattr(run, share) for run in measured)
@@ -279,14 +267,33 @@ def table(runs: dict[str, list[Run]]) -> str:
         step, outside = (
             statistics.median(getattr(run, name) for run in measured) for name in ("step_ms", "overhead_us")
         )
-        share, least, most = (100 * value for value in median_interval([run.overhead for run in measured]))
+        outside_run = median_interval([100 * run.overhead for run in measured])
         lines.append(
             f"| {name} | {statistics.median(speeds):.0f} ({min(speeds):.0f} … {max(speeds):.0f}) | "
-            f"{middle:.2f} ({low:.2f} … {high:.2f}) | "
+            f"{ratio.median:.2f} ({ratio.low:.2f} … {ratio.high:.2f}) | "
             + " | ".join(f"{share:.1f} %" for share in shares)
-            + f" | {step:.1f} ms | {share:.1f} % ({least:.1f} … {most:.1f}) | {outside:.0f} |"
+            + f" | {step:.1f} ms | {outside_run.median:.1f} % ({outside_run.low:.1f} … {outside_run.high:.1f})"
+            + f" | {outside:.0f} |"
         )
     return "\n".join(lines)
+
+
+def verdicts(runs: dict[str, list[Run]]) -> list[str]:
+    """A goal is met or missed where the whole interval lies on one side of it."""
+    ratios = [
+        run.tokens_per_s / bare.tokens_per_s for run, bare in zip(runs["daemon"], runs["bare engine"], strict=True)
+    ]
+    speed, overhead = median_interval(ratios), median_interval([run.overhead for run in runs["daemon"]])
+    fast = _verdict(speed, speed.low >= SPEED, speed.high < SPEED)
+    small = _verdict(overhead, overhead.high <= OVERHEAD, overhead.low > OVERHEAD)
+    return [
+        f"tokens/s through HTTP over the bare engine's: {speed.median:.2f}, goal {SPEED}: {fast}",
+        f"share of step time outside the run: {overhead.median:.1%}, goal {OVERHEAD:.0%}: {small}",
+    ]
+
+
+def _verdict(interval: Interval, met: bool, missed: bool) -> str:
+    return "unresolved" if not interval.is_95 else "met" if met else "missed" if missed else "unresolved"
 
 
 def main() -> None:
@@ -311,7 +318,7 @@ def main() -> None:
         with subjects(args.home.absolute(), load) as run:
             runs = take_turns(run, args.rounds, load)
         result["runs"] = {name: [asdict(one) for one in measured] for name, measured in runs.items()}
-        print(table(runs))
+        print(table(runs), *verdicts(runs), sep="\n")
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
 
