@@ -218,7 +218,9 @@ def main() -> None:
         report = {
             "machine": asdict(facts),
             "minutes": options.minutes,
-            "tally": asdict(tally),
+            "sent": tally.sent,
+            "ended": dict(tally.ended),
+            "errors": tally.errors,
             "step_ms": asdict(speed),
             "memory_bytes": asdict(size),
             "verdicts": found,
