@@ -195,6 +195,33 @@ def _said(holds: bool) -> str:
     return "yes" if holds else "no"
 
 
+def result(tally: Tally, samples: list[Sample], minutes: float) -> dict[str, Any]:
+    """All that goes into the file."""
+    bins, memory = step_times(samples), np.array([sample.memory for sample in samples], float)
+    speed, size = trend(*bins), trend(memory[round(len(memory) * FILLING) :])
+    return {
+        "minutes": minutes,
+        "sent": tally.sent,
+        "ended": dict(tally.ended),
+        "errors": tally.errors,
+        "step_ms": asdict(speed),
+        "memory_bytes": asdict(size),
+        "verdicts": verdicts(tally, speed, size, minutes),
+        "bins": np.column_stack(bins)
+        .round(3)
+        .tolist(),  # milliseconds a step and what explains them, after the warm-up
+        "memory_every_10_s": [sample.memory for sample in samples[::10]],
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    print(f"{found['sent']} requests: {found['ended']}, errors {len(found['errors'])} {found['errors'][:3]}")
+    for name, unit, scale in (("step_ms", "ms", 1.0), ("memory_bytes", "MB", 1e-6)):
+        mean, change, low, high = found[name].values()
+        print(f"{name.split('_')[0]}: mean {mean * scale:.1f} {unit}, change {change:+.2%} [{low:+.2%}, {high:+.2%}]")
+    print(", ".join(f"{claim}: {word}" for claim, word in found["verdicts"].items()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, default=default_home(), help="data directory with the model")
@@ -207,27 +234,10 @@ def main() -> None:
     with llmosd(options.home / "models", "--pages", str(PAGES)) as server:
         asyncio.run(soak(server, options.minutes, tally, samples))
         tally.errors += complaints(server)
-    memory = np.array([sample.memory for sample in samples], float)
-    speed, size = trend(*step_times(samples)), trend(memory[round(len(memory) * FILLING) :])
-    found = verdicts(tally, speed, size, options.minutes)
-    print(f"{tally.sent} requests: {dict(tally.ended)}, errors {len(tally.errors)} {tally.errors[:3]}")
-    for name, one, unit, scale in (("step", speed, "ms", 1.0), ("memory", size, "MB", 1e-6)):
-        print(f"{name}: mean {one.mean * scale:.1f} {unit}, change {one.change:+.2%} [{one.low:+.2%}, {one.high:+.2%}]")
-    print(", ".join(f"{claim}: {word}" for claim, word in found.items()))
+    found = result(tally, samples, options.minutes)
+    show(found)
     if options.json:
-        report = {
-            "machine": asdict(facts),
-            "minutes": options.minutes,
-            "sent": tally.sent,
-            "ended": dict(tally.ended),
-            "errors": tally.errors,
-            "step_ms": asdict(speed),
-            "memory_bytes": asdict(size),
-            "verdicts": found,
-            "bins": np.column_stack(step_times(samples)).round(3).tolist(),  # after the warm-up
-            "memory_every_10_s": [sample.memory for sample in samples[::10]],
-        }
-        options.json.write_text(json.dumps(report) + "\n")
+        options.json.write_text(json.dumps({"machine": asdict(facts), **found}) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+
 import numpy as np
 import pytest
-from soak import Sample, Tally, metrics, step_times, verdicts
+from soak import Sample, Tally, metrics, result, show, step_times, verdicts
 from trends import Trend, trend
 
 BINS = 162  # of ten seconds, in half an hour without its first tenth
@@ -76,3 +79,12 @@ def test_steps_are_counted_from_totals() -> None:
     times, causes = step_times(samples)
     np.testing.assert_allclose(times, 40)
     np.testing.assert_allclose(causes, np.tile([10, 8, 30], (36, 1)))
+
+
+def test_what_was_found_can_be_shown_and_written(capsys: pytest.CaptureFixture[str]) -> None:
+    samples = [Sample(50 * at, 2 * at + at % 7 / 50, 500 * at, 400 * at, 30, 300_000_000) for at in range(1801)]
+    found = result(Tally(3, Counter(length=2, stop=1)), samples, 30)
+    assert json.loads(json.dumps(found)) == found
+    assert found["ended"] == {"length": 2, "stop": 1}
+    show(found)
+    assert "no error: yes, step time has no trend: yes, memory is flat: yes" in capsys.readouterr().out
