@@ -1,6 +1,7 @@
 """One small session through every operator, compared with numpy: the ABI is what we think it is, on this machine.
 
-The quantised layers also run on integers whose products and sums float32 holds: these have to come out to the bit.
+The quantised layers also run on integers whose products and sums float32 holds, and bfloat16 what goes into them: these
+have to come out to the bit, with `exact` and without. Attention runs on each format of K and V.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def run(path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((3, 3 * SIZE), np.float32)
     try:
-        got, exact8, exact4, drawn = _session(path).run(None, _inputs(x))
+        got, drawn, attended, half, eighth, *products = _session(path).run(None, _inputs(x))
     except (Fail, InvalidArgument, RuntimeError) as error:
         raise ModelError(f"the self-test could not run: {error}") from error
     expected = _expected(x)
@@ -42,8 +43,12 @@ def run(path: Path) -> None:
         raise ModelError(f"the self-test's numbers are off by {worst:.3g} of the largest")
     if drawn.tolist() != got.argmax(axis=1).tolist():
         raise ModelError("the self-test draws other tokens than the likeliest")
+    for kind, other in (("float16", half), ("int8", eighth)):
+        if not np.abs(other - attended).max() <= TOLERANCE * np.abs(attended).max():
+            raise ModelError(f"the self-test's attention over {kind} pages is off")
     integers, eight, four = _integers()
-    if not (np.array_equal(exact8, integers @ eight.T) and np.array_equal(exact4, integers @ (four.T - np.float32(8)))):
+    sums = (integers @ eight.T, integers @ (four.T - np.float32(8))) * 2
+    if not all(map(np.array_equal, products, sums)):
         raise ModelError("the self-test's sums of integers are not exact")
 
 
@@ -86,26 +91,34 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
         "u4": units4,
     }
     pages = ["qkv", "k", "v", "cumulative", "past", "table", "cos", "sin"]
-    names = [*pages, "integers", "streams"]
+    names = [*pages, "integers", "streams", "k16", "v16", "k8", "v8"]
     types = [TensorProto.FLOAT] * 3 + [TensorProto.INT32] * 3 + [TensorProto.FLOAT] * 3 + [TensorProto.INT64]
-    ranks = [2, 4, 4, 1, 1, 2, 2, 2, 2, 1]
+    types += [TensorProto.FLOAT16] * 2 + [TensorProto.INT8] * 2
+    ranks = [2, 4, 4, 1, 1, 2, 2, 2, 2, 1, 4, 4, 4, 4]
+    attention = {"num_heads": 1, "kv_num_heads": 1, "scale": SIZE**-0.5}
     node = functools.partial(helper.make_node, domain="llmos", threads=1)
     nodes = [
-        node("PagedAttention", pages, ["a"], num_heads=1, kv_num_heads=1, scale=SIZE**-0.5),
+        node("PagedAttention", pages, ["a"], **attention),
         node("QLinear", ["a", "w8", "s8"], ["b"], N=SIZE, K=SIZE, bits=8),
         node("QLinear", ["b", "w4", "s4"], ["c"], N=2 * SIZE, K=SIZE, bits=4),
         node("SwiGLU", ["c"], ["d"]),
         node("Linear", ["d", "w32"], ["y"], N=SIZE, K=SIZE),
         node("QLinear", ["integers", "e8", "u8"], ["y8"], N=SIZE, K=2 * SIZE, bits=8),
         node("QLinear", ["integers", "e4", "u4"], ["y4"], N=SIZE, K=2 * SIZE, bits=4),
+        node("QLinear", ["integers", "e8", "u8"], ["r8"], N=SIZE, K=2 * SIZE, bits=8, exact=0),
+        node("QLinear", ["integers", "e4", "u4"], ["r4"], N=SIZE, K=2 * SIZE, bits=4, exact=0),
+        node("PagedAttention", ["qkv", "k16", "v16", *pages[3:]], ["a16"], **attention),
+        node("PagedAttention", ["qkv", "k8", "v8", *pages[3:]], ["a8"], **attention),
         node("Draw", ["y", "streams"], ["drawn"]),
     ]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None]) for name in ("y", "y8", "y4")]
+    floats = ("a", "a16", "a8", "y8", "y4", "r8", "r4")
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None]) for name in ("y", *floats)]
+    outputs.insert(1, helper.make_tensor_value_info("drawn", TensorProto.INT64, [None]))
     graph = helper.make_graph(
         nodes,
         "selftest",
         [helper.make_tensor_value_info(n, t, [None] * r) for n, t, r in zip(names, types, ranks, strict=True)],
-        [*outputs, helper.make_tensor_value_info("drawn", TensorProto.INT64, [None])],
+        outputs,
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("llmos", 1)]
@@ -129,6 +142,10 @@ def _inputs(qkv: NDArray[np.float32]) -> dict[str, NDArray[np.generic]]:
         "sin": np.zeros((count, SIZE // 2), np.float32),
         "integers": _integers()[0],
         "streams": np.full(count, _GREEDY.address),
+        "k16": np.zeros((2, 1, SIZE, 16), np.float16),
+        "v16": np.zeros((2, 1, 16, SIZE), np.float16),
+        "k8": np.zeros((2, 1, SIZE + 4, 16), np.int8),
+        "v8": np.zeros((2, 1, 16, SIZE + 4), np.int8),
     }
 
 
