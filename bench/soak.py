@@ -3,7 +3,7 @@
 Clients send prompts of random length one after the other, greedy and sampled, streamed and not; some hang up in the
 middle; every minute there is a burst. The pool is small enough for preemption. Every second the daemon's memory (its
 broker's included) and its totals are read. A step's time is that of ten seconds' steps on average; their prompt tokens,
-recomputed ones included, generated tokens and pages in use explain it, and what is left may have a trend.
+recomputed ones included, generated tokens and pages in use explain it, and the rest may have a trend (`trends.py`).
 """
 
 from __future__ import annotations

@@ -30,21 +30,26 @@ class Trend:
 
 
 def trend(values: Series, explained: Series | None = None) -> Trend:
-    """`explained` [values, causes] is what may make a value larger or smaller; its part is taken out first.
-
-    Raises ValueError for fewer than two values a block, or than two more than there are causes.
+    """`explained` [values, causes] is what may make a value larger or smaller: values count as shares of what a linear
+    model makes of it. Values are positive. Raises ValueError for fewer than two a block.
     """
     causes = np.zeros((len(values), 0)) if explained is None else explained
     if len(values) < max(2 * BLOCKS, causes.shape[1] + 4):
         raise ValueError(f"{len(values)} values are too few for a trend")
     time = np.linspace(-0.5, 0.5, len(values))
-    design = np.column_stack([np.ones(len(values)), time, causes - causes.mean(axis=0)])
-    found, *_ = np.linalg.lstsq(design, values, rcond=None)
-    left = values - design[:, 2:] @ found[2:]
-    at, height = (np.array([part.mean() for part in np.array_split(one, BLOCKS)]) for one in (time, left))
+    shares = values / _expected(values, causes, time)
+    at, height = (np.array([part.mean() for part in np.array_split(one, BLOCKS)]) for one in (time, shares))
     slope, half = _line(at - at.mean(), height - height.mean())
-    mean = float(values.mean())
-    return Trend(mean, slope / mean, (slope - half) / mean, (slope + half) / mean)
+    size = float(shares.mean())
+    return Trend(float(values.mean()), slope / size, (slope - half) / size, (slope + half) / size)
+
+
+def _expected(values: Series, causes: Series, time: Series) -> Series:
+    """By least squares of the relative errors; what goes with time is not a cause's."""
+    design = np.column_stack([np.ones(len(values)), causes, time])
+    found, *_ = np.linalg.lstsq(design / values[:, None], np.ones(len(values)), rcond=None)
+    expected: Series = design[:, :-1] @ found[:-1]
+    return expected
 
 
 def _line(x: Series, y: Series) -> tuple[float, float]:
