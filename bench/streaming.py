@@ -38,6 +38,7 @@ from llmosd.application import instance
 from llmosd.config import default_home
 
 PROMPT_TOKENS = 64
+SETTLING_S = 3
 SPEED, OVERHEAD = 0.9, 0.05  # goals of the daemon: of the bare engine's tokens/s; of a step's time, outside the run
 MODEL = "smollm2-135m-instruct"
 SAMPLED = {
@@ -190,7 +191,8 @@ class Daemon:
         return Run(tokens / seconds, *shares, 1e6 * overhead / steps, 1e3 * whole / steps)
 
     def idle_share(self, seconds: float) -> float:
-        """Of one core, broker included; without a client."""
+        """Of one core, broker included; without a client, once what comes with the start is over."""
+        time.sleep(SETTLING_S)
         before = cpu_of(self._process.pid)
         time.sleep(seconds)
         return (cpu_of(self._process.pid) - before) / seconds

@@ -7,7 +7,7 @@ import time
 
 from llmosd.prediction.estimators import LatencyWindow
 
-INTERVAL_S = 0.2
+INTERVAL_S = 0.5  # each look wakes an idle daemon
 
 
 class LoopLag:

@@ -27,8 +27,8 @@ async def test_what_blocks_the_loop_shows_as_lag() -> None:
     lag = LoopLag()
     assert lag.p99_ms() is None
     task = asyncio.create_task(lag.run())
-    await asyncio.sleep(0.2)
-    time.sleep(0.3)  # noqa: ASYNC251  (the offence under test)
+    await asyncio.sleep(0.4)
+    time.sleep(0.5)  # noqa: ASYNC251  (the offence under test)
     await asyncio.sleep(0.1)
     task.cancel()
     with suppress(asyncio.CancelledError):
