@@ -26,12 +26,13 @@ from llmosd.runtime import native
 
 Array = NDArray[Any]
 
-HEADS, KV_HEADS, HEAD_SIZE, PAGE_TOKENS = 9, 3, 64, 64
+HEADS, KV_HEADS, HEAD_SIZE, PAGE_TOKENS = 9, 3, 64, 32
 HIDDEN, FEED_FORWARD, VOCABULARY = 576, 1536, 49152
 FOOTPRINT = 96 << 20  # bytes of weights or caches that take turns: more than a last-level cache holds
 TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
+    "int8": TensorProto.INT8,
     "uint8": TensorProto.UINT8,
     "int32": TensorProto.INT32,
 }
@@ -79,10 +80,10 @@ def linear_case(bits: int, rows: int, n: int, k: int) -> Case:
     return Case(f"{op} {bits} bits {rows} x {k} -> {n}", op, copies, attributes, 2.0 * rows * n * k, size)
 
 
-def attention_case(kind: str, batch: int, past: int, count: int) -> Case:
+def attention_case(kind: str, batch: int, past: int, count: int, exact: int = 1) -> Case:
     rng = np.random.default_rng(0)
     columns = -(-(past + count) // PAGE_TOKENS)
-    shape = (batch * columns, KV_HEADS, HEAD_SIZE, PAGE_TOKENS)
+    pages = batch * columns * KV_HEADS
     qkv = rng.standard_normal((batch * count, (HEADS + 2 * KV_HEADS) * HEAD_SIZE), np.float32)
     angles = np.outer(np.arange(past + count), 10000.0 ** (-np.arange(0, HEAD_SIZE, 2) / HEAD_SIZE))
     rest = [
@@ -92,12 +93,19 @@ def attention_case(kind: str, batch: int, past: int, count: int) -> Case:
         np.cos(angles).astype(np.float32),
         np.sin(angles).astype(np.float32),
     ]
-    size = 2 * int(np.prod(shape)) * np.dtype(kind).itemsize
-    keys = rng.standard_normal(shape, np.float32).astype(kind)
-    copies = [[qkv, keys.copy(), keys.swapaxes(2, 3).copy(), *rest] for _ in turns(size)]
-    attributes = {"num_heads": HEADS, "kv_num_heads": KV_HEADS, "scale": HEAD_SIZE**-0.5}
+    if kind == "int8":  # a page's codes, then its scales
+        codes = rng.integers(-127, 128, (pages, HEAD_SIZE * PAGE_TOKENS), np.int8)
+        scales = np.full((pages, PAGE_TOKENS), 0.02, np.float32).view(np.int8)
+        cache, width = np.concatenate([codes, scales], axis=1), HEAD_SIZE + 4
+    else:
+        cache, width = rng.standard_normal((pages, HEAD_SIZE * PAGE_TOKENS), np.float32).astype(kind), HEAD_SIZE
+    keys = (batch * columns, KV_HEADS, width, PAGE_TOKENS)
+    values = (batch * columns, KV_HEADS, PAGE_TOKENS, width)
+    size = 2 * cache.nbytes
+    copies = [[qkv, cache.reshape(keys).copy(), cache.reshape(values).copy(), *rest] for _ in turns(size)]
+    attributes = {"num_heads": HEADS, "kv_num_heads": KV_HEADS, "scale": HEAD_SIZE**-0.5, "exact": exact}
     pairs = batch * sum(past + i + 1 for i in range(count))
-    name = f"PagedAttention {kind} {batch} x {count} at {past}"
+    name = f"PagedAttention {kind} {batch} x {count} at {past}{' (exact)' if exact and count > 1 else ''}"
     return Case(name, "PagedAttention", copies, attributes, 4.0 * HEADS * HEAD_SIZE * pairs, size)
 
 
@@ -112,11 +120,12 @@ def cases() -> Iterator[Case]:
         yield linear_case(bits, rows, HIDDEN, FEED_FORWARD)
     for rows in (1, 8, 32):
         yield linear_case(8, rows, VOCABULARY, HIDDEN)
-    for kind in ("float16", "float32"):
+    for kind in ("int8", "float16", "float32"):
         for batch, past in ((1, 128), (1, 1500), (8, 512), (8, 1500), (32, 512)):
             yield attention_case(kind, batch, past, 1)
-        yield attention_case(kind, 1, 0, 256)
-        yield attention_case(kind, 1, 1200, 256)
+        for exact, (past, count) in itertools.product((1, 0), ((0, 32), (0, 256), (0, 512), (0, 1500), (1200, 256))):
+            if exact or kind != "float32":
+                yield attention_case(kind, 1, past, count, exact)
     for rows in (1, 8, 256):
         yield swiglu_case(rows)
 
@@ -158,11 +167,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here as well")
     parser.add_argument("--threads", type=int, default=machine_facts().cores)
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose names have this in them")
     parser.add_argument("--seconds", type=float, default=0.5, help="time for each case")
     options = parser.parse_args()
     results = []
     print(f"{'case':46} {'median us':>10} {'best us':>10} {'GOP/s':>8} {'GB/s':>7}")
     for case in cases():
+        if options.only not in case.name:
+            continue
         r = measure(case, options.threads, options.seconds)
         results.append(r)
         print(f"{r.name:46} {r.median_us:10.1f} {r.best_us:10.1f} {r.gops:8.1f} {r.gbps:7.1f}", flush=True)

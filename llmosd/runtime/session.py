@@ -149,7 +149,7 @@ def _specialised(graph: Path, kv_format: KvFormat, threads: int, strict: bool) -
     for node in model.graph.node:
         if node.domain == LLMOS:
             _set(node, threads=threads)
-            if node.op_type == "QLinear":
+            if node.op_type in ("QLinear", "PagedAttention"):
                 _set(node, exact=int(strict))
     return model
 

@@ -127,7 +127,9 @@ class Pool:
         keys, values = (part[table].reshape(-1, g.kv_heads, g.size)[:length] for part in self.contents())
         return keys, values
 
-    def step(self, parts: Sequence[tuple[Array, int, list[int]]], *, threads: int = 1, **changes: Array) -> Array:
+    def step(
+        self, parts: Sequence[tuple[Array, int, list[int]]], *, threads: int = 1, exact: int = 1, **changes: Array
+    ) -> Array:
         """One run over (qkv rows, past length, page table) of each sequence; `changes` replaces inputs by name."""
         g = self.geometry
         columns = max([1, *(len(table) for _, _, table in parts)]) + 1
@@ -144,8 +146,25 @@ class Pool:
         for row, (_, _, table) in zip(inputs["table"], parts, strict=True):
             row[: len(table)] = table
         inputs |= changes
-        attributes = {"num_heads": g.heads, "kv_num_heads": g.kv_heads, "scale": g.scale}
+        attributes = {"num_heads": g.heads, "kv_num_heads": g.kv_heads, "scale": g.scale, "exact": exact}
         return run("PagedAttention", list(inputs.values()), threads=threads, **attributes)
+
+    def feed(
+        self, sequences: Sequence[tuple[Array, list[int]]], *, threads: int = 1, exact: int = 1
+    ) -> list[tuple[Array, list[int]]]:
+        """Runs over (qkv rows, borders of the chunks) of sequences side by side; output and page table of each."""
+        tables: list[list[int]] = [[] for _ in sequences]
+        outputs: list[list[Array]] = [[] for _ in sequences]
+        for i in range(max(len(borders) for _, borders in sequences) - 1):
+            live = [n for n, (_, borders) in enumerate(sequences) if i + 1 < len(borders)]
+            for n in live:
+                self.grow(tables[n], sequences[n][1][i + 1])
+            spans = [(sequences[n][0], sequences[n][1][i], sequences[n][1][i + 1], tables[n]) for n in live]
+            parts = [(qkv[begin:end], begin, table) for qkv, begin, end, table in spans]
+            ends = np.cumsum([end - begin for _, begin, end, _ in spans])
+            for n, part in zip(live, np.split(self.step(parts, threads=threads, exact=exact), ends[:-1]), strict=True):
+                outputs[n].append(part)
+        return [(np.concatenate(parts), table) for parts, table in zip(outputs, tables, strict=True)]
 
 
 def keys_and_values(g: Geometry, qkv: Array) -> tuple[Array, Array]:
@@ -154,17 +173,23 @@ def keys_and_values(g: Geometry, qkv: Array) -> tuple[Array, Array]:
     return g.rotate(parts[:, g.heads : -g.kv_heads], np.arange(len(qkv))), parts[:, -g.kv_heads :]
 
 
-def attention_reference(g: Geometry, qkv: Array, stored: tuple[Array, Array]) -> Array:
-    """Causal attention in float64 of one whole sequence [tokens, (heads + 2 kv_heads) · size] over the stored K, V."""
+def attention_terms(g: Geometry, qkv: Array, stored: tuple[Array, Array]) -> tuple[Array, Array, Array, Array]:
+    """Of causal attention in float64 of one whole sequence [tokens, (heads + 2 kv_heads) · size] over the stored K, V:
+    scaled queries [tokens, heads, size], keys, values (alike) and weights [heads, tokens, tokens]."""
     tokens = len(qkv)
     positions = np.arange(tokens)
-    q = g.rotate(qkv.reshape(tokens, -1, g.size)[:, : g.heads].astype(np.float64), positions)
+    q = g.rotate(qkv.reshape(tokens, -1, g.size)[:, : g.heads].astype(np.float64), positions) * g.scale
     k, v = (np.repeat(x, g.heads // g.kv_heads, axis=1) for x in stored)
-    scores = np.einsum("qhd,khd->hqk", q, k) * g.scale
+    scores = np.einsum("qhd,khd->hqk", q, k)
     scores[:, positions[:, None] < positions[None, :]] = -np.inf
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    result: Array = np.einsum("hqk,khd->qhd", weights, v).reshape(tokens, -1)
+    return q, k, v, weights
+
+
+def attention_reference(g: Geometry, qkv: Array, stored: tuple[Array, Array]) -> Array:
+    *_, v, weights = attention_terms(g, qkv, stored)
+    result: Array = np.einsum("hqk,khd->qhd", weights, v).reshape(len(qkv), -1)
     return result
 
 

@@ -39,23 +39,11 @@ def test_any_batch_matches_float64(g: Geometry, shapes: list[tuple[int, list[flo
     rng = np.random.default_rng(seed)
     pool = Pool(g, sum(-(-length // g.page_tokens) for length, _ in shapes) + 2, seed)
     sequences = [(tokens(g, length, rng), chunks(length, fractions)) for length, fractions in shapes]
-    tables: list[list[int]] = [[] for _ in sequences]
-    outputs: list[list[Array]] = [[] for _ in sequences]
-    for i in range(max(len(borders) for _, borders in sequences) - 1):
-        live = [n for n, (_, borders) in enumerate(sequences) if i + 1 < len(borders)]
-        for n in live:
-            pool.grow(tables[n], sequences[n][1][i + 1])
-        spans = [(sequences[n][0], sequences[n][1][i], sequences[n][1][i + 1], tables[n]) for n in live]
-        out = pool.step([(qkv[begin:end], begin, table) for qkv, begin, end, table in spans], threads=threads)
-        for n, part in zip(
-            live, np.split(out, np.cumsum([end - begin for _, begin, end, _ in spans])[:-1]), strict=True
-        ):
-            outputs[n].append(part)
-    for (qkv, _), parts, table in zip(sequences, outputs, tables, strict=True):
+    for (qkv, _), (out, table) in zip(sequences, pool.feed(sequences, threads=threads), strict=True):
         stored = pool.stored(table, len(qkv))
         for exact, kept in zip(keys_and_values(g, qkv), stored, strict=True):
             assert_stored(g, exact, kept)
-        assert np.abs(np.concatenate(parts) - attention_reference(g, qkv, stored)).max() <= BOUND
+        assert np.abs(out - attention_reference(g, qkv, stored)).max() <= BOUND
 
 
 @settings(max_examples=15, deadline=None)

@@ -80,7 +80,7 @@ def instruction_sets() -> dict[str, list[str]]:
     machine = platform.machine().lower()
     if machine in ("x86_64", "amd64"):
         return {
-            "amx": [*AVX2, *AVX512, "-mavx512vnni", "-mamx-tile", "-mamx-int8", "-mamx-bf16"],
+            "amx": [*AVX2, *AVX512, "-mavx512vnni", "-mavx512dq", "-mamx-tile", "-mamx-int8", "-mamx-bf16"],
             "avx512vnni": [*AVX2, *AVX512, "-mavx512vnni"],
             "avxvnni": [*AVX2, "-mavxvnni"],
             "avx2": AVX2,

@@ -12,6 +12,9 @@
 // p % S of page page_table[b, p / S]. Every length and every page id in use is checked before anything is read or
 // written; table entries and slots beyond a sequence's length may hold anything. Sequences may share pages to read; a
 // page that one of them writes to in this step must be its own.
+//
+// A row's result is the same whatever rows accompany it. With the attribute `exact` set to 0 a sequence's attention may
+// instead be computed in bfloat16 where it has many query rows, unless its cache is float32.
 #include <algorithm>
 #include <atomic>
 #include <vector>
@@ -27,6 +30,7 @@ struct Sequence {
   const int32_t* pages;
   int64_t token, past;
   int count;
+  bool rounded;
   int64_t length() const { return past + count; }
   int tiles() const { return int((length() + kKeyTile - 1) / kKeyTile); }
 };
@@ -67,6 +71,7 @@ class PagedAttention {
       : heads_(int(attributes.integer("num_heads", 1, 1 << 16))),
         kv_heads_(int(attributes.integer("kv_num_heads", 1, 1 << 16))),
         scale_(attributes.real("scale")),
+        exact_(attributes.integer_or("exact", 1, 0, 1) != 0),
         threads_(attributes.threads()) {
     require(heads_ % kv_heads_ == 0, "num_heads must be a multiple of kv_num_heads");
     require(heads_ / kv_heads_ <= kMaxGroup, "more than 48 query heads share a KV head");
@@ -87,12 +92,17 @@ class PagedAttention {
  private:
   static constexpr int kParallelTokens = 16;  // fewer are stored by the calling thread: a hand-over costs more
   static constexpr int kTasksPerThread = 4;   // so that an interrupted core does not hold up the rest
+  static constexpr int kRoundedRows = 32;     // fewer query rows do not pay for keys and values as bfloat16
+  static constexpr int kRoundedGain = 4;      // how much faster they are then, about
+  static constexpr int kRoundedTasks = 6;     // per thread, for the same reason; fewer unpack a page less often
 
   Inputs read(const Context& context) const;
   void read_sequences(const Context& context, const Tensor& table, int64_t pages, int64_t context_length,
                       Inputs& inputs) const;
   void store_tokens(const Context& context, const AttentionCall& call, const std::vector<Sequence>& sequences) const;
   Schedule plan(const Inputs& inputs) const;
+  bool rounds(const AttentionCall& call, int count) const;
+  int rounded_tile(const Inputs& inputs) const;
   static void add_tiles(const Sequence& s, int head, int tile, bool store, Schedule& schedule);
   static void add_split(const AttentionCall& call, const Sequence& s, int head, int step, Schedule& schedule);
   void attend(const Context& context, const AttentionCall& call, Schedule& schedule, Scratch& scratch,
@@ -100,6 +110,7 @@ class PagedAttention {
 
   int heads_, kv_heads_;
   float scale_;
+  bool exact_;
   int threads_;
 };
 
@@ -161,7 +172,7 @@ void PagedAttention::read_sequences(const Context& context, const Tensor& table,
   for (int64_t b = 0; b < batch; ++b) {
     require(starts[b] <= starts[b + 1], "cumulative_lengths must not decrease");
     const Sequence s{table.as<int32_t>() + b * table.dims[1], starts[b], past.as<int32_t>()[b],
-                     starts[b + 1] - starts[b]};
+                     starts[b + 1] - starts[b], rounds(inputs.call, starts[b + 1] - starts[b])};
     require(s.past >= 0, "a past length is negative");
     if (s.count == 0) continue;
     require(s.length() <= context_length, "a sequence is longer than the cos and sin tables");
@@ -176,12 +187,16 @@ void PagedAttention::store_tokens(const Context& context, const AttentionCall& c
                                   const std::vector<Sequence>& sequences) const {
   if (sequences.empty()) return;
   const int workers = call.tokens < kParallelTokens ? 1 : threads_;
+  const int64_t parts = (call.tokens + kStoredTogether - 1) / kStoredTogether;
   context.parallel(workers, [&](int worker) {
-    const int64_t from = call.tokens * worker / workers, to = call.tokens * (worker + 1) / workers;
+    const int64_t from = parts * worker / workers * kStoredTogether;
+    const int64_t to = std::min(call.tokens, parts * (worker + 1) / workers * kStoredTogether);
     for (const Sequence& s : sequences) {
       const int64_t begin = std::max(from, s.token), end = std::min(to, s.token + s.count);
       if (begin >= end) continue;
-      kernels().rotate_and_store(call, s.pages, begin, s.past + begin - s.token, int(end - begin), 0, call.kv_heads);
+      const int64_t position = s.past + begin - s.token;
+      kernels().store_tokens(call, s.pages, begin, position, int(end - begin), 0, call.kv_heads);
+      if (!s.rounded) kernels().rotate_queries(call, begin, position, int(end - begin), 0, call.kv_heads);
     }
   });
 }
@@ -190,33 +205,49 @@ void PagedAttention::store_tokens(const Context& context, const AttentionCall& c
 // The division never changes a result (see kernels/attention.h), so it may depend on the load.
 Schedule PagedAttention::plan(const Inputs& inputs) const {
   const AttentionCall& call = inputs.call;
-  const int tile = std::max(1, kMaxQueryRows / call.group());
+  const int tile = std::max(1, kMaxQueryRows / call.group()), rounded = rounded_tile(inputs);
   int64_t work = 0;
-  for (const Sequence& s : inputs.sequences) work += int64_t(s.tiles()) * s.count;
+  for (const Sequence& s : inputs.sequences) work += int64_t(s.tiles()) * s.count / (s.rounded ? kRoundedGain : 1);
   const int64_t fair = std::max<int64_t>(1, work * call.kv_heads / (threads_ * kTasksPerThread));
 
   Schedule schedule;
   for (const Sequence& s : inputs.sequences) {
-    const bool split = s.count == 1 && threads_ > 1 && s.tiles() > fair, whole = !split && s.count <= tile;
+    const int most = s.rounded ? rounded : tile;
+    const bool split = s.count == 1 && threads_ > 1 && s.tiles() > fair, whole = !split && s.count <= most;
     if (!whole) schedule.stored_first.push_back(s);
     for (int head = 0; head < call.kv_heads; ++head)
-      split ? add_split(call, s, head, int(fair), schedule) : add_tiles(s, head, tile, whole, schedule);
+      split ? add_split(call, s, head, int(fair), schedule) : add_tiles(s, head, most, whole, schedule);
   }
   return schedule;
+}
+
+bool PagedAttention::rounds(const AttentionCall& call, int count) const {
+  return !exact_ && kernels().attend_rounded && call.cache != Cache::kFloat32 && call.head_size % kBlock == 0 &&
+         count > 1 && count * call.group() >= kRoundedRows;
+}
+
+// Tokens of one task in bfloat16: as many as a task may have, unless there would be too few tasks then.
+int PagedAttention::rounded_tile(const Inputs& inputs) const {
+  const AttentionCall& call = inputs.call;
+  int64_t tokens = 0;
+  for (const Sequence& s : inputs.sequences) tokens += s.rounded ? s.count : 0;
+  const int64_t rows = tokens * call.heads / (threads_ * kRoundedTasks);
+  const int64_t blocks = std::clamp<int64_t>(rows / kRoundedBlock, 1, kMaxRoundedRows / kRoundedBlock);
+  return std::max(1, int(blocks * kRoundedBlock) / call.group());
 }
 
 void PagedAttention::add_tiles(const Sequence& s, int head, int tile, bool store, Schedule& schedule) {
   for (int at = 0; at < s.count; at += tile) {
     const int count = std::min(tile, s.count - at);
     const int end = int((s.past + at + count + kKeyTile - 1) / kKeyTile);
-    schedule.tasks.push_back({s.pages, s.token + at, s.past + at, count, head, 0, end, store, nullptr});
+    schedule.tasks.push_back({s.pages, s.token + at, s.past + at, count, head, 0, end, store, s.rounded, nullptr});
     schedule.offsets.push_back(-1);
   }
 }
 
 void PagedAttention::add_split(const AttentionCall& call, const Sequence& s, int head, int step, Schedule& schedule) {
   const int tiles = s.tiles();
-  const AttentionTask whole{s.pages, s.token, s.past, 1, head, 0, tiles, false, nullptr};
+  const AttentionTask whole{s.pages, s.token, s.past, 1, head, 0, tiles, false, false, nullptr};
   schedule.splits.push_back({whole, schedule.partials});
   for (int begin = 0; begin < tiles; begin += step) {
     AttentionTask part = whole;
@@ -233,17 +264,22 @@ void PagedAttention::attend(const Context& context, const AttentionCall& call, S
   float* results = partials.reserve<float>(size_t(schedule.partials));
   for (size_t i = 0; i < schedule.tasks.size(); ++i)
     if (schedule.offsets[i] >= 0) schedule.tasks[i].partials = results + schedule.offsets[i];
-  const auto cost = [](const AttentionTask& task) { return int64_t(task.tile_end - task.tile_begin) * task.count; };
+  const auto cost = [](const AttentionTask& task) {
+    return int64_t(task.tile_end - task.tile_begin) * task.count * (task.rounded ? 1 : kRoundedGain);
+  };
   std::sort(schedule.tasks.begin(), schedule.tasks.end(),
             [&](const AttentionTask& a, const AttentionTask& b) { return cost(a) > cost(b); });
 
-  const size_t size = attention_scratch(call.head_size, call.page_tokens);
+  const size_t size =
+      std::max(attention_scratch(call.head_size, call.page_tokens), rounded_attention_scratch(call.head_size));
   float* memory = scratch.reserve<float>(size * threads_);
   std::atomic<size_t> next{0};
   const int workers = int(std::min<size_t>(threads_, schedule.tasks.size()));
   context.parallel(workers, [&](int worker) {
-    for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < schedule.tasks.size();)
-      kernels().attend(call, schedule.tasks[i], memory + worker * size);
+    for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < schedule.tasks.size();) {
+      const AttentionTask& task = schedule.tasks[i];
+      (task.rounded ? kernels().attend_rounded : kernels().attend)(call, task, memory + worker * size);
+    }
   });
   for (const Split& split : schedule.splits)
     kernels().merge(call, split.whole, results + split.offset, split.whole.tile_end);

@@ -7,6 +7,9 @@
 #pragma once
 
 #include "gemm.h"
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace llmos {
 namespace LLMOS_ISA {
@@ -48,14 +51,17 @@ inline float quantise_head(const float* x, int size, int8_t* codes) {
   return peak / 127.0f;
 }
 
+inline void store_scale(int8_t* page, int64_t slot, float scale, const AttentionCall& call) {
+  std::memcpy(page + int64_t(call.head_size) * call.page_tokens + slot * kScaleBytes, &scale, kScaleBytes);
+}
+
 // Writes one token's key (`transposed`) or value into a page of its KV head.
 template <class T>
 inline void store_head(const float* x, T* page, int64_t slot, bool transposed, const AttentionCall& call) {
   const int size = call.head_size;
   if constexpr (sizeof(T) == 1) {
     int8_t codes[kMaxHeadSize];
-    const float scale = quantise_head(x, size, codes);
-    std::memcpy(page + int64_t(size) * call.page_tokens + slot * kScaleBytes, &scale, kScaleBytes);
+    store_scale(page, slot, quantise_head(x, size, codes), call);
     if (!transposed) std::memcpy(page + slot * size, codes, size);
     else
       for (int d = 0; d < size; ++d) page[int64_t(d) * call.page_tokens + slot] = codes[d];
@@ -66,27 +72,69 @@ inline void store_head(const float* x, T* page, int64_t slot, bool transposed, c
   }
 }
 
-// Rotates the queries of `count` tokens into scratch, and writes their keys and values to the pages, for KV heads
-// [head_begin, head_end) and their groups.
-template <class T>
-void rotate_and_store(const AttentionCall& call, const int32_t* pages, int64_t token, int64_t position, int count,
-                      int head_begin, int head_end) {
+inline void rotate_queries(const AttentionCall& call, int64_t token, int64_t position, int count, int head_begin,
+                           int head_end) {
   const int size = call.head_size, half = size / 2, group = call.group();
-  float key[kMaxHeadSize];
   for (int i = 0; i < count; ++i, ++token, ++position) {
     const float* row = call.qkv + token * (call.heads + 2 * call.kv_heads) * size;
     const float* cosines = call.cosines + position * half;
     const float* sines = call.sines + position * half;
-    const int32_t page = pages[position / call.page_tokens];
-    const int64_t slot = position % call.page_tokens;
     for (int kv = head_begin; kv < head_end; ++kv) {
       float* queries = call.queries + (kv * call.tokens + token) * group * size;
       for (int g = 0; g < group; ++g)
         rotate(row + (kv * group + g) * size, cosines, sines, half, call.scale, queries + g * size);
-      rotate(row + (call.heads + kv) * size, cosines, sines, half, 1.0f, key);
-      store_head(key, page_of<T>(call.keys, page, kv, call), slot, true, call);
-      const float* value = row + (call.heads + call.kv_heads + kv) * size;
-      store_head(value, page_of<T>(call.values, page, kv, call), slot, false, call);
+    }
+  }
+}
+
+using Codes = int8_t[kStoredTogether][kMaxHeadSize];
+
+// to[c][r] = from[r][first + c], 16 × 16 bytes.
+inline void transpose(const Codes& from, int first, int8_t* to, int64_t to_stride) {
+#if defined(__SSE2__)
+  __m128i rows[16], next[16];
+  for (int r = 0; r < 16; ++r) rows[r] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from[r] + first));
+  for (int round = 0; round < 4; ++round) {  // each moves the highest bit of a row's number to the end of a column's
+    for (int r = 0; r < 8; ++r) {
+      next[2 * r] = _mm_unpacklo_epi8(rows[r], rows[r + 8]);
+      next[2 * r + 1] = _mm_unpackhi_epi8(rows[r], rows[r + 8]);
+    }
+    std::memcpy(rows, next, sizeof rows);
+  }
+  for (int c = 0; c < 16; ++c) _mm_storeu_si128(reinterpret_cast<__m128i*>(to + c * to_stride), rows[c]);
+#else
+  for (int c = 0; c < 16; ++c)
+    for (int r = 0; r < 16; ++r) to[c * to_stride + r] = from[r][first + c];
+#endif
+}
+
+template <class T>
+void store_tokens(const AttentionCall& call, const int32_t* pages, int64_t token, int64_t position, int count,
+                  int head_begin, int head_end) {
+  const int size = call.head_size, half = size / 2, tokens = call.page_tokens;
+  const int64_t columns = (call.heads + 2 * call.kv_heads) * size;
+  float key[kMaxHeadSize];
+  for (int done, i = 0; i < count; i += done) {
+    const int32_t page = pages[(position + i) / tokens];
+    const int64_t slot = (position + i) % tokens;
+    done = sizeof(T) == 1 && slot % kStoredTogether == 0 && count - i >= kStoredTogether ? kStoredTogether : 1;
+    for (int kv = head_begin; kv < head_end; ++kv) {
+      T* const keys = page_of<T>(call.keys, page, kv, call);
+      T* const values = page_of<T>(call.values, page, kv, call);
+      Codes codes;
+      for (int j = 0; j < done; ++j) {
+        const float* const row = call.qkv + (token + i + j) * columns + (call.heads + kv) * size;
+        const int64_t at = (position + i + j) * half;
+        rotate(row, call.cosines + at, call.sines + at, half, 1.0f, key);
+        if constexpr (sizeof(T) == 1) {
+          if (done > 1) store_scale(keys, slot + j, quantise_head(key, size, codes[j]), call);
+        }
+        if (done == 1) store_head(key, keys, slot, true, call);
+        store_head(row + call.kv_heads * size, values, slot + j, false, call);
+      }
+      if constexpr (sizeof(T) == 1) {
+        for (int d = 0; done > 1 && d < size; d += 16) transpose(codes, d, keys + int64_t(d) * tokens + slot, tokens);
+      }
     }
   }
 }
@@ -167,7 +215,8 @@ class Attention {
   void run() {
     if (task_.store) {
       const int head = task_.kv_head;
-      rotate_and_store<T>(call_, task_.pages, task_.token, task_.position, task_.count, head, head + 1);
+      store_tokens<T>(call_, task_.pages, task_.token, task_.position, task_.count, head, head + 1);
+      rotate_queries(call_, task_.token, task_.position, task_.count, head, head + 1);
     }
     for (int tile = task_.tile_begin; tile < task_.tile_end; ++tile) {
       float* to = task_.partials ? task_.partials + int64_t(tile) * rows_ * stride_
@@ -252,12 +301,12 @@ class Attention {
   const int64_t length_;
 };
 
-inline void rotate_and_store_any(const AttentionCall& call, const int32_t* pages, int64_t token, int64_t position,
-                                 int count, int head_begin, int head_end) {
+inline void store_tokens(const AttentionCall& call, const int32_t* pages, int64_t token, int64_t position, int count,
+                         int head_begin, int head_end) {
   switch (call.cache) {
-    case Cache::kFloat32: return rotate_and_store<float>(call, pages, token, position, count, head_begin, head_end);
-    case Cache::kFloat16: return rotate_and_store<Half>(call, pages, token, position, count, head_begin, head_end);
-    case Cache::kInt8: return rotate_and_store<int8_t>(call, pages, token, position, count, head_begin, head_end);
+    case Cache::kFloat32: return store_tokens<float>(call, pages, token, position, count, head_begin, head_end);
+    case Cache::kFloat16: return store_tokens<Half>(call, pages, token, position, count, head_begin, head_end);
+    case Cache::kInt8: return store_tokens<int8_t>(call, pages, token, position, count, head_begin, head_end);
   }
 }
 

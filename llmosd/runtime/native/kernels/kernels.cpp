@@ -3,6 +3,7 @@
 #include "distribution.h"
 #include "quantised.h"
 #if defined(__AMX_BF16__)
+#include "attention_bf16.h"
 #include "tiles_bf16.h"
 #endif
 
@@ -53,12 +54,13 @@ constexpr auto linear4 = quantised_by_tiles<4>, linear8 = quantised_by_tiles<8>;
 constexpr auto rounded4 = rounded<4>, rounded8 = rounded<8>;
 #else
 constexpr auto linear4 = quantised<4>, linear8 = quantised<8>;
+constexpr decltype(Kernels::attend_rounded) attend_rounded = nullptr;
 constexpr decltype(Kernels::round_row) round_row = nullptr;
 constexpr decltype(Kernels::rounded4) rounded4 = nullptr, rounded8 = nullptr;
 #endif
 
 extern const Kernels table;
-const Kernels table = {LLMOS_NAME(LLMOS_ISA), rotate_and_store_any, attend,   merge,  quantise_row,
+const Kernels table = {LLMOS_NAME(LLMOS_ISA), store_tokens, rotate_queries, attend, attend_rounded, merge, quantise_row,
                        linear4,               linear8,              round_row, rounded4, rounded8, linear32, swiglu, survey, weigh};
 
 }  // namespace LLMOS_ISA

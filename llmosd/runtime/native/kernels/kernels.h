@@ -27,7 +27,7 @@ struct AttentionCall {
   void* keys;                    // [pages, kv_heads, head_size, page_tokens]
   void* values;                  // [pages, kv_heads, page_tokens, head_size]
   const float *cosines, *sines;  // [context, head_size / 2]
-  float* queries;                // scratch [kv_heads, tokens, heads / kv_heads, head_size], rotated and scaled
+  float* queries;                // scratch [kv_heads, tokens, heads / kv_heads, head_size]: what rotate_queries leaves
   float* out;                    // [tokens, heads * head_size]
   int group() const { return heads / kv_heads; }
 };
@@ -39,6 +39,7 @@ struct AttentionTask {
   int64_t position;      // the first query's position in its sequence
   int count, kv_head, tile_begin, tile_end;
   bool store;       // these are all of the sequence's new tokens: rotate and store them first
+  bool rounded;     // for attend_rounded, which merges and rotates its queries itself
   float* partials;  // null: merge and write `out`; else one partial result per tile goes here
 };
 
@@ -46,11 +47,18 @@ constexpr int kKeyTile = 128;      // keys whose scores are normalised together;
 constexpr int kMaxQueryRows = 48;  // query rows (tokens × heads of a group) of one task
 constexpr int kMaxHeadSize = 256;
 constexpr int kMaxGroup = 48;
+constexpr int kStoredTogether = 16;  // int8 keys that are stored at once: alone, their bytes would lie a row apart
+constexpr int kMaxRoundedRows = 384;  // query rows of one task of `attend_rounded`
+constexpr int kRoundedBlock = 32;     // of which it takes so many at once
 // A partial result of one query row: maximum, sum, then head_size accumulated values.
 constexpr int partial_size(int head_size) { return head_size + 2; }
 // Floats of scratch that one call of `attend` needs: scores, two sets of partial results, one page as float32.
 constexpr int64_t attention_scratch(int head_size, int page_tokens) {
   return kMaxQueryRows * (kKeyTile + 2 * partial_size(head_size)) + head_size * page_tokens;
+}
+// Those that a call of `attend_rounded` needs: see RoundedWorkspace.
+constexpr int64_t rounded_attention_scratch(int head_size) {
+  return kKeyTile * (3 * kRoundedBlock + head_size + 2) + kMaxRoundedRows * (1 + 16 + head_size * 3 / 2);
 }
 
 constexpr int kCacheLine = 64;      // bytes
@@ -79,9 +87,12 @@ struct QuantisedWeights {
 
 struct Kernels {
   const char* name;
-  void (*rotate_and_store)(const AttentionCall&, const int32_t* pages, int64_t token, int64_t position, int count,
-                           int head_begin, int head_end);
+  // Keys, rotated, and values of `count` tokens, for KV heads [head_begin, head_end); queries of their groups.
+  void (*store_tokens)(const AttentionCall&, const int32_t* pages, int64_t token, int64_t position, int count,
+                       int head_begin, int head_end);
+  void (*rotate_queries)(const AttentionCall&, int64_t token, int64_t position, int count, int head_begin, int head_end);
   void (*attend)(const AttentionCall&, const AttentionTask&, float* scratch);
+  void (*attend_rounded)(const AttentionCall&, const AttentionTask&, float* scratch);  // many rows as bfloat16, or null
   void (*merge)(const AttentionCall&, const AttentionTask&, float* partials, int tiles);
   void (*quantise_row)(const float* x, int64_t k, const Activations&);
   void (*linear4)(const QuantisedWeights&, const Activations&, int64_t rows, int64_t group_begin, int64_t group_end,
