@@ -139,6 +139,12 @@ void store_tokens(const AttentionCall& call, const int32_t* pages, int64_t token
   }
 }
 
+// exp(x) of a score less than the largest, and no less than e^-60: that is nothing beside 1, but what it is multiplied with
+// stays a normal number. Subnormal ones take a processor a hundred times as long.
+constexpr float kFarthest = -60.0f;
+
+inline F weight_of(F x) { return exponential(maximum(broadcast(kFarthest), x)); }
+
 // Turns scores [0, n) of a row into weights exp(score - maximum) and zeroes the rest up to `padded`.
 inline void normalise(float* scores, int n, int padded, float* maximum_out, float* sum_out) {
   float top = scores[0];
@@ -152,13 +158,13 @@ inline void normalise(float* scores, int n, int padded, float* maximum_out, floa
   const F shift = broadcast(top);
   F total = zero();
   for (i = 0; i + kLanes <= n; i += kLanes) {
-    const F weight = exponential(sub(load(scores + i), shift));
+    const F weight = weight_of(sub(load(scores + i), shift));
     store(scores + i, weight);
     total = add(total, weight);
   }
   if (i < n) {
     for (int j = n; j < i + kLanes; ++j) scores[j] = -1e30f;
-    store(scores + i, exponential(sub(load(scores + i), shift)));
+    store(scores + i, weight_of(sub(load(scores + i), shift)));
     for (int j = n; j < i + kLanes; ++j) scores[j] = 0;
     total = add(total, load(scores + i));
     i += kLanes;
@@ -171,7 +177,7 @@ inline void normalise(float* scores, int n, int padded, float* maximum_out, floa
 // into ⊕= part, for one row of `partial_size(head_size)` floats.
 inline void merge_row(float* into, const float* part, int head_size) {
   const float top = larger(into[0], part[0]);
-  const float less = exponential(smaller(into[0], part[0]) - top);  // than 1, what the larger one counts
+  const float less = exponential(larger(kFarthest, smaller(into[0], part[0]) - top));  // than 1, what the larger one counts
   const float keep = into[0] < top ? less : 1.0f, take = part[0] < top ? less : 1.0f;
   into[0] = top;
   into[1] = into[1] * keep + part[1] * take;
