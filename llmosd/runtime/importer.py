@@ -19,7 +19,7 @@ from llmosd.runtime.gguf_reader import GgufFile
 from llmosd.runtime.graph.cuda import CudaOperators
 from llmosd.runtime.graph.gather import GatherOperators
 from llmosd.runtime.graph.llama import Operators, build_llama
-from llmosd.runtime.graph.native import NativeOperators
+from llmosd.runtime.graph.native import NativeFloats, NativeOperators
 from llmosd.runtime.installed import RECORD_FORMAT, InstalledModel, Record, find, model_directory
 from llmosd.runtime.native import PACKING
 from llmosd.runtime.paged_model import Backend, variant_name
@@ -134,7 +134,7 @@ def _build_graph(
 ) -> None:
     """Write, check and verify one graph in a new directory, then stamp it."""
     directory.mkdir(parents=True)
-    operators = _operators(backend, float32=weights == "float32")
+    operators = operators_of(backend, float32=weights == "float32")
     graph, size, layers = directory / "model.onnx", gguf.size, gguf.geometry.layers
     build_llama(gguf, operators, graph, lambda done: progress("build", size * done // layers, size))
     progress("check", 0, size)
@@ -145,10 +145,14 @@ def _build_graph(
     progress("check", size, size)
 
 
-def _operators(backend: Backend, *, float32: bool) -> Operators:
+def operators_of(backend: Backend, *, float32: bool) -> Operators:
     if backend == "cuda":
         return CudaOperators()
-    return NativeOperators(float32=float32) if backend == "native" else GatherOperators(float32=float32)
+    if backend == "gather":
+        return GatherOperators(float32=float32)
+    if float32:
+        return NativeFloats()
+    return NativeOperators()
 
 
 def _is_current(directory: Path) -> bool:

@@ -30,11 +30,11 @@ TYPES = {
 
 @functools.lru_cache(maxsize=256)
 def session(
-    op: str, types: tuple[int, ...], threads: int, attributes: tuple[tuple[str, Any], ...]
+    op: str, types: tuple[int | None, ...], threads: int, attributes: tuple[tuple[str, Any], ...]
 ) -> onnxruntime.InferenceSession:
-    names = [f"x{i}" for i in range(len(types))]
+    names = [f"x{i}" if kind else "" for i, kind in enumerate(types)]
     node = helper.make_node(op, names, ["y"], domain="llmos", threads=threads, **dict(attributes))
-    inputs = [helper.make_tensor_value_info(name, kind, None) for name, kind in zip(names, types, strict=True)]
+    inputs = [helper.make_tensor_value_info(name, kind, None) for name, kind in zip(names, types, strict=True) if kind]
     kind = TensorProto.INT64 if op == "Draw" else TensorProto.FLOAT
     outputs = [helper.make_tensor_value_info("y", kind, None)]
     graph = helper.make_graph([node], "test", inputs, outputs)
@@ -48,11 +48,13 @@ def session(
     return onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
 
 
-def run(op: str, inputs: Sequence[Array], *, threads: int = 1, **attributes: Any) -> Array:
+def run(op: str, inputs: Sequence[Array | None], *, threads: int = 1, **attributes: Any) -> Array:
     """Run one operator; arrays are bound without a copy, so caches among the inputs are written in place."""
-    types = tuple(TYPES[array.dtype] for array in inputs)
+    types = tuple(None if array is None else TYPES[array.dtype] for array in inputs)
     one = session(op, types, threads, tuple(sorted(attributes.items())))
-    feeds = {f"x{i}": onnxruntime.OrtValue.ortvalue_from_numpy(array) for i, array in enumerate(inputs)}
+    feeds = {
+        f"x{i}": onnxruntime.OrtValue.ortvalue_from_numpy(array) for i, array in enumerate(inputs) if array is not None
+    }
     result: Array = one.run_with_ort_values(["y"], feeds)[0].numpy()
     return result
 

@@ -179,12 +179,23 @@ def test_qlinear_refuses_wrong_sizes(bits: int, wrong: str) -> None:
         {"N": 8, "K": 64, "bits": 5},
         {"N": 0, "K": 64, "bits": 4},
         {"N": 2**31 - 8, "K": 2**31 - 32, "bits": 8},
+        {"N": 40, "K": 64, "bits": 4, "gated": 1},
     ],
 )
 def test_qlinear_refuses_attributes(attributes: dict[str, int]) -> None:
     inputs = [np.zeros((1, 64), np.float32), np.zeros(256, np.uint8), np.zeros(32, np.float16)]
     with pytest.raises((InvalidArgument, RuntimeException), match=r"out of range|multiple of 32|bits must be"):
         run("QLinear", inputs, **attributes)
+
+
+@pytest.mark.parametrize(("gain", "residual"), [((63,), None), (None, (1, 7)), (None, (2, 8)), (None, (1,))])
+def test_qlinear_refuses_a_gain_or_a_residual_of_another_shape(
+    gain: tuple[int, ...] | None, residual: tuple[int, ...] | None
+) -> None:
+    inputs, attributes = right("QLinear")
+    parts = [None if shape is None else np.zeros(shape, np.float32) for shape in (gain, residual)]
+    with pytest.raises((InvalidArgument, RuntimeException), match=r"gain must have K|residual must have y's shape"):
+        run("QLinear", [*inputs, *parts], **attributes)
 
 
 def right(op: str) -> tuple[list[Array], dict[str, Any]]:

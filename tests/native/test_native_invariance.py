@@ -75,6 +75,26 @@ def test_linear_rows(bits: int, columns: int, rows: int, blocks: int, threads: i
     assert together.tobytes() == alone.tobytes()
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from([4, 8]), st.integers(1, 3), st.integers(1, 70), st.integers(1, 5), st.integers(1, 4))
+def test_rows_of_a_product_with_norm_gate_and_residual(
+    bits: int, stripes: int, rows: int, blocks: int, threads: int
+) -> None:
+    rng = np.random.default_rng(rows)
+    columns, k = 32 * stripes, 32 * blocks
+    x, residual = rng.standard_normal((rows, k), np.float32), rng.standard_normal((rows, columns // 2), np.float32)
+    gain, scales = rng.standard_normal(k, np.float32), rng.random((columns, blocks), np.float32)
+    if bits == 4:
+        weights = native.pack_q4(rng.integers(0, 16, (columns, k), np.uint8), scales, -8 * scales)
+    else:
+        weights = native.pack_q8(rng.integers(-127, 128, (columns, k), np.int8), scales)
+    attributes = {"N": columns, "K": k, "bits": bits, "gated": 1, "epsilon": 1e-6}
+    together = run("QLinear", [x, *weights, gain, residual], threads=threads, **attributes)
+    each = zip(x, residual, strict=True)
+    alone = np.concatenate([run("QLinear", [a[None], *weights, gain, b[None]], **attributes) for a, b in each])
+    assert together.tobytes() == alone.tobytes()
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(1, 4))
 def test_swiglu_rows(rows: int, width: int, threads: int) -> None:

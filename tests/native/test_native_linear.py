@@ -108,6 +108,60 @@ def test_what_need_not_be_exact_is_within_the_rounding_of_bfloat16_or_int8(
     assert some.tobytes() == y[-32:].tobytes(), "a row's bits depend on its place among many"
 
 
+fused = st.tuples(st.sampled_from([1, 3, 16, 33, 70]), st.integers(1, 6), st.integers(1, 4))  # rows, blocks, 32 columns
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from([4, 8]), fused, st.integers(1, 3), seeds)
+def test_a_norm_comes_before_the_product(bits: int, shape: tuple[int, int, int], threads: int, seed: int) -> None:
+    rows, blocks, columns = shape[0], shape[1], 32 * shape[2] - 5
+    rng = np.random.default_rng(seed)
+    x, gain = activations(rows, blocks, rng), rng.uniform(-2, 2, 32 * blocks).astype(np.float32)
+    packed, weight = quantised_weights(bits, columns, blocks, rng)
+    shape_of = {"N": columns, "K": 32 * blocks, "bits": bits}
+    y = run("QLinear", [x, *packed, gain], threads=threads, epsilon=1e-5, **shape_of)
+    normed = x.astype(np.float64) / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-5) * gain
+    magnitude = np.abs(normed) @ np.abs(weight).T + 3e-5 * np.abs(normed).sum(-1, keepdims=True)
+    bound = int8_rounding(normed, weight) + 64 * EPSILON * (blocks + 4) * magnitude
+    slack = 1e-5 * (np.abs(normed).sum(-1, keepdims=True) * 3)
+    assert (np.abs(y - normed @ weight.T) <= bound + slack).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from([4, 8]), st.sampled_from([0, 1]), fused, st.integers(1, 3), seeds)
+def test_a_gate_and_a_residual_come_after_it_as_they_would_alone(
+    bits: int, exact: int, shape: tuple[int, int, int], threads: int, seed: int
+) -> None:
+    rows, blocks, columns = shape[0], shape[1], 32 * shape[2]
+    rng = np.random.default_rng(seed)
+    x = activations(rows, blocks, rng)
+    packed, _ = quantised_weights(bits, columns, blocks, rng)
+    shape_of = {"N": columns, "K": 32 * blocks, "bits": bits, "exact": exact}
+    plain = run("QLinear", [x, *packed], threads=threads, **shape_of)
+    residual = rng.standard_normal(plain.shape, np.float32)
+    y = run("QLinear", [x, *packed, None, residual], threads=threads, **shape_of)
+    assert y.tobytes() == (plain + residual).tobytes()
+    stripes = plain.reshape(rows, -1, 2, 16)
+    gate_up = np.concatenate([stripes[:, :, part].reshape(rows, -1) for part in (0, 1)], axis=1)
+    gated = run("SwiGLU", [gate_up], threads=1)
+    y = run("QLinear", [x, *packed], threads=threads, gated=1, **shape_of)
+    assert y.tobytes() == gated.tobytes()
+    half = residual[:, : columns // 2].copy()
+    y = run("QLinear", [x, *packed, None, half], threads=threads, gated=1, **shape_of)
+    assert y.tobytes() == (gated + half).tobytes()
+
+
+@pytest.mark.parametrize("exact", [0, 1])
+def test_more_rows_than_wait_aside_at_once(exact: int) -> None:
+    rng = np.random.default_rng(0)
+    x, gain = rng.standard_normal((1100, 64), np.float32), rng.standard_normal(64, np.float32)
+    packed, _ = quantised_weights(4, 64, 2, rng)
+    shape_of = {"N": 64, "K": 64, "bits": 4, "exact": exact, "gated": 1, "epsilon": 1e-5}
+    whole = run("QLinear", [x, *packed, gain], threads=2, **shape_of)
+    parts = [run("QLinear", [part.copy(), *packed, gain], **shape_of) for part in np.split(x, 10)]
+    assert whole.tobytes() == np.concatenate(parts).tobytes()
+
+
 @settings(max_examples=30, deadline=None)
 @given(shapes, st.integers(1, 4), seeds)
 def test_linear_matches_float64(shape: tuple[int, int, int], threads: int, seed: int) -> None:

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from llmosd.errors import ModelError, StepError
 from llmosd.runtime.executor import OnnxExecutor
 from llmosd.runtime.gguf_reader import GgufFile
-from llmosd.runtime.graph.gather import GatherOperators
-from llmosd.runtime.graph.llama import Operators, build_llama
-from llmosd.runtime.graph.native import NativeOperators
+from llmosd.runtime.graph.llama import build_llama
+from llmosd.runtime.importer import operators_of
 from llmosd.runtime.paged_model import Backend, PagedModel, choose_backend
 from llmosd.runtime.reference import Reference
 from llmosd.runtime.tokenizer import Tokenizer, tokenizer_json, tokenizer_meta
@@ -36,10 +35,7 @@ def load(
     graph = path.with_name(f"{backend}-{weights}.onnx")
     if not graph.exists():
         float32 = weights == "float32"
-        operators: Operators = (
-            NativeOperators(float32=float32) if backend == "native" else GatherOperators(float32=float32)
-        )
-        build_llama(source, operators, graph, lambda layers: None)
+        build_llama(source, operators_of(backend, float32=float32), graph, lambda layers: None)
         onnx.checker.check_model(graph)
     return PagedModel(
         graph,

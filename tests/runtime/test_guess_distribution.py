@@ -21,7 +21,7 @@ from llmosd.runtime import native
 from llmosd.runtime.executor import OnnxExecutor
 from llmosd.runtime.gguf_reader import GgufFile
 from llmosd.runtime.graph.llama import build_llama
-from llmosd.runtime.graph.native import NativeOperators
+from llmosd.runtime.graph.native import NativeFloats
 from llmosd.runtime.paged_model import PagedModel
 from llmosd.runtime.tokenizer import Tokenizer, tokenizer_json, tokenizer_meta
 from llmosd.system.kernel import Kernel, Limits
@@ -56,7 +56,7 @@ class Small:
 
     def __init__(self, folder: Path) -> None:
         source = GgufFile(tiny.write_tiny(folder / "tiny.gguf", Kind.F16))
-        build_llama(source, NativeOperators(float32=True), folder / "model.onnx", lambda layers: None)
+        build_llama(source, NativeFloats(), folder / "model.onnx", lambda layers: None)
         self.model = PagedModel(
             folder / "model.onnx",
             source.geometry,

@@ -35,7 +35,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> GgufFile:
 
 
 def load(source: GgufFile, folder: Path) -> PagedModel:
-    build_llama(source, NativeOperators(float32=False), folder / "model.onnx", lambda layers: None)
+    build_llama(source, NativeOperators(), folder / "model.onnx", lambda layers: None)
     return PagedModel(
         folder / "model.onnx",
         source.geometry,

@@ -13,6 +13,7 @@ from onnx import TensorProto
 
 from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.graph.builder import MICROSOFT, GraphBuilder
+from llmosd.runtime.graph.separate import SeparateOperators
 from llmosd.runtime.weights import F32, Matrix
 
 ABSENT = ""
@@ -23,7 +24,7 @@ def best_page_tokens(geometry: Geometry) -> int:
     return 256 if geometry.head_dim <= 64 else 128 if geometry.head_dim <= 128 else 64
 
 
-class CudaOperators:
+class CudaOperators(SeparateOperators):
     """One more input than other graphs have: `attention_metadata` [3] (`device_pool.attention_metadata`)."""
 
     kv_element: int = TensorProto.FLOAT16

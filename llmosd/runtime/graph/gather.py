@@ -12,12 +12,13 @@ from onnx import TensorProto
 from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.graph.builder import MICROSOFT, GraphBuilder
 from llmosd.runtime.graph.gather_attention import GatherAttention
+from llmosd.runtime.graph.separate import SeparateOperators
 from llmosd.runtime.weights import BLOCK, F32, Affine4, Dense, Matrix, Symmetric8
 
 INT8_ACTIVATIONS = 4  # accuracy_level of MatMulNBits
 
 
-class GatherOperators:
+class GatherOperators(SeparateOperators):
     """`float32` expands all weights, else 4-bit and 8-bit blocks are multiplied as they are in the file."""
 
     token_major = False
@@ -46,9 +47,6 @@ class GatherOperators:
         graph.node("Split", [gate_up], outputs=[gate, up], axis=1, num_outputs=2)
         silu = graph.node("Mul", [gate, graph.node("Sigmoid", [gate])])
         return graph.node("Mul", [silu, up])
-
-    def widen(self, graph: GraphBuilder, value: str) -> str:
-        return value
 
     def _affine(self, graph: GraphBuilder, value: str, matrix: Affine4, name: str) -> str:
         """Σ (d·q + m)·x = Σ d·(q − 8)·x + (m + 8d)·Σx by block: the fast kernel's fixed zero point, made exact.

@@ -10,8 +10,9 @@ matrix is multiplied and how attention reads the pool is up to `Operators`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +20,24 @@ from onnx import TensorProto
 
 from llmosd.runtime.geometry import Geometry
 from llmosd.runtime.gguf_reader import GgufFile
-from llmosd.runtime.graph.builder import MICROSOFT, GraphBuilder, Shape
+from llmosd.runtime.graph.builder import GraphBuilder, Shape
 from llmosd.runtime.weights import BLOCK, F32, Affine4, Dense, Matrix
+
+Stream: TypeAlias = tuple[str, ...]
+"""Values [T, hidden] whose sum is the residual stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A root-mean-square norm; `name` is unique to its gain."""
+
+    name: str
+    gain: F32
+    epsilon: float
 
 
 class Operators(Protocol):
-    """One way of doing the costly parts. Values are named; `name` is unique to the weight or layer."""
+    """One way of doing what a decoder layer consists of. Values are named; `name` is unique to a matrix."""
 
     kv_element: int  # ONNX element type of the page pools; UNDEFINED where the operator takes several
     token_major: bool  # pages hold token after token, not head after head
@@ -32,14 +45,23 @@ class Operators(Protocol):
     def prepare(self, graph: GraphBuilder, geometry: Geometry, rotary: tuple[F32, F32]) -> None:
         """Called once, after the inputs exist and before anything else."""
 
-    def linear(self, graph: GraphBuilder, value: str, matrix: Matrix, name: str) -> str: ...
+    def normed_linear(
+        self, graph: GraphBuilder, stream: Stream, norm: Norm, matrix: Matrix, name: str
+    ) -> tuple[str, Stream]:
+        """The norm of the stream times a matrix, and the stream, perhaps in fewer values."""
 
     def attention(self, graph: GraphBuilder, qkv: str, layer: int) -> str: ...
 
-    def swiglu(self, graph: GraphBuilder, gate_up: str) -> str: ...
+    def gated_linear(
+        self, graph: GraphBuilder, stream: Stream, norm: Norm, matrix: Matrix, name: str
+    ) -> tuple[str, Stream]:
+        """As `normed_linear`; the matrix gives gates and then what they multiply, and the value is their SwiGLU."""
 
-    def widen(self, graph: GraphBuilder, value: str) -> str:
-        """The float32 of what `linear` gave."""
+    def add_linear(self, graph: GraphBuilder, stream: Stream, value: str, matrix: Matrix, name: str) -> Stream:
+        """The stream plus `value` times a matrix."""
+
+    def logits(self, graph: GraphBuilder, stream: Stream, norm: Norm, matrix: Matrix, output: str) -> None:
+        """As `normed_linear`, in float32 and by the name of `output`."""
 
 
 def build_llama(source: GgufFile, operators: Operators, path: Path, on_layer: Callable[[int], None]) -> None:
@@ -69,29 +91,22 @@ def _inputs(graph: GraphBuilder, geometry: Geometry, operators: Operators) -> No
 
 
 def _network(graph: GraphBuilder, source: GgufFile, operators: Operators, on_layer: Callable[[int], None]) -> None:
-    geometry = source.geometry
-    residual = _embedding(graph, source.embedding())
-    layer = source.layer(0)
-    normed = _norm(graph, residual, layer.attention_norm, geometry.norm_eps)
-    for index in range(geometry.layers):
-        name = f"layer.{index}"
-        qkv = operators.linear(graph, normed, layer.qkv, f"{name}.qkv")
+    epsilon = source.geometry.norm_eps
+    stream: Stream = (_embedding(graph, source.embedding()),)
+    for index in range(source.geometry.layers):
+        layer, name = source.layer(index), f"layer.{index}"
+        norm = Norm(f"{name}.attention_norm", layer.attention_norm, epsilon)
+        qkv, stream = operators.normed_linear(graph, stream, norm, layer.qkv, f"{name}.qkv")
         attended = operators.attention(graph, qkv, index)
-        projected = operators.widen(graph, operators.linear(graph, attended, layer.output, f"{name}.output"))
-        normed, residual = _skip_norm(graph, residual, projected, f"{name}.ffn_norm", layer.ffn_norm, geometry)
-        gate_up = operators.linear(graph, normed, layer.gate_up, f"{name}.gate_up")
-        hidden = operators.swiglu(graph, gate_up)
-        down = operators.widen(graph, operators.linear(graph, hidden, layer.down, f"{name}.down"))
-        last = index + 1 == geometry.layers
-        if not last:
-            layer = source.layer(index + 1)
-        norm = source.final_norm() if last else layer.attention_norm
-        normed, residual = _skip_norm(graph, residual, down, f"{name}.next_norm", norm, geometry)
+        stream = operators.add_linear(graph, stream, attended, layer.output, f"{name}.output")
+        norm = Norm(f"{name}.ffn_norm", layer.ffn_norm, epsilon)
+        hidden, stream = operators.gated_linear(graph, stream, norm, layer.gate_up, f"{name}.gate_up")
+        stream = operators.add_linear(graph, stream, hidden, layer.down, f"{name}.down")
         on_layer(index + 1)
-    rows = graph.node("Gather", [normed, "logit_rows"], axis=0)
-    logits = operators.widen(graph, operators.linear(graph, rows, source.head(), "head"))
-    graph.node("Identity", [logits], outputs=["logits"])
-    graph.output("logits", TensorProto.FLOAT, ["R", geometry.vocab])
+    rows = tuple(graph.node("Gather", [value, "logit_rows"], axis=0) for value in stream)
+    norm = Norm("final_norm", source.final_norm(), epsilon)
+    operators.logits(graph, rows, norm, source.head(), "logits")
+    graph.output("logits", TensorProto.FLOAT, ["R", source.geometry.vocab])
 
 
 def _embedding(graph: GraphBuilder, matrix: Matrix) -> str:
@@ -119,27 +134,3 @@ def _nibbles(graph: GraphBuilder, blocks: NDArray[Any]) -> str:
     low = graph.node("BitwiseAnd", [taken, graph.weight("low.nibble", np.array(15, np.uint8))])
     high = graph.node("BitShift", [taken, graph.weight("nibble.bits", np.array(4, np.uint8))], direction="RIGHT")
     return graph.node("Concat", [low, high], axis=2)
-
-
-def _norm(graph: GraphBuilder, value: str, gain: F32, epsilon: float) -> str:
-    """Root-mean-square norm in standard operators: the fused ones need a residual to add."""
-    square = graph.node("Mul", [value, value])
-    mean = graph.node("ReduceMean", [square, graph.constant([-1])], keepdims=1)
-    shifted = graph.node("Add", [mean, graph.weight("epsilon", np.array(epsilon, np.float32))])
-    normed = graph.node("Div", [value, graph.node("Sqrt", [shifted])])
-    return graph.node("Mul", [normed, graph.weight("layer.0.attention_norm", gain)])
-
-
-def _skip_norm(
-    graph: GraphBuilder, residual: str, update: str, name: str, gain: F32, geometry: Geometry
-) -> tuple[str, str]:
-    """(norm of the sum, sum) of the residual stream and a block's output."""
-    normed, total = graph.name("normed"), graph.name("residual")
-    graph.node(
-        "SkipSimplifiedLayerNormalization",
-        [residual, update, graph.weight(name, gain)],
-        domain=MICROSOFT,
-        outputs=[normed, "", "", total],
-        epsilon=geometry.norm_eps,
-    )
-    return normed, total

@@ -16,9 +16,9 @@ import onnxruntime
 
 from llmosd.errors import ModelError
 from llmosd.runtime.native import build as _build
-from llmosd.runtime.native.packing import PACKING, pack_f32, pack_q4, pack_q8
+from llmosd.runtime.native.packing import GATED, PACKING, pack_f32, pack_q4, pack_q8
 
-__all__ = ["PACKING", "NativeStatus", "pack_f32", "pack_q4", "pack_q8", "register", "status"]
+__all__ = ["GATED", "PACKING", "NativeStatus", "pack_f32", "pack_q4", "pack_q8", "register", "status"]
 
 FIRST_VERSION = (1, 20)
 LIBRARY_VARIABLE = "LLMOS_NATIVE_LIBRARY"

@@ -43,6 +43,12 @@ int64_t Tensor::rows() const {
   return product;
 }
 
+bool Context::has(size_t index) const {
+  const OrtValue* value = nullptr;
+  check(api->KernelContext_GetInput(context_, index, &value));
+  return value != nullptr;
+}
+
 Tensor Context::input(size_t index) const {
   const OrtValue* value = nullptr;
   check(api->KernelContext_GetInput(context_, index, &value));
@@ -73,6 +79,15 @@ int64_t Attributes::integer(const char* name, int64_t low, int64_t high) const {
 float Attributes::real(const char* name) const {
   float value = 0;
   check(api->KernelInfoGetAttribute_float(info_, name, &value));
+  return value;
+}
+
+float Attributes::real_or(const char* name, float fallback) const {
+  float value = fallback;
+  if (OrtStatus* absent = api->KernelInfoGetAttribute_float(info_, name, &value)) {
+    api->ReleaseStatus(absent);
+    return fallback;
+  }
   return value;
 }
 

@@ -10,6 +10,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "ort_abi.h"
 
@@ -50,6 +51,7 @@ class Context {
  public:
   explicit Context(OrtKernelContext* context) : context_(context) {}
 
+  bool has(size_t index) const;  // an optional input
   Tensor input(size_t index) const;
   Tensor input(size_t index, ElementType type, size_t rank, const char* name) const;  // throws unless it matches
   Tensor output(const int64_t* dims, size_t rank) const;
@@ -73,6 +75,7 @@ class Attributes {
 
   int64_t integer(const char* name, int64_t low, int64_t high) const;  // required, within [low, high]
   float real(const char* name) const;
+  float real_or(const char* name, float fallback) const;
   int64_t integer_or(const char* name, int64_t fallback, int64_t low, int64_t high) const;
   int threads() const;  // 1 unless given
 
@@ -94,6 +97,16 @@ OrtStatus* guarded(const char* op, Call&& call) {
   }
 }
 
+// The inputs that an operator cannot do without: the first `kRequired`, or all.
+template <class Operator, class = void>
+struct Required {
+  static constexpr size_t kCount = Operator::kInputs.size();
+};
+template <class Operator>
+struct Required<Operator, std::void_t<decltype(Operator::kRequired)>> {
+  static constexpr size_t kCount = Operator::kRequired;
+};
+
 // An operator is a class with `kName`, `kInputs` and `kOutput` (element types; kUndefined takes any), a constructor from
 // Attributes and `void compute(const Context&) const`. It has one output.
 template <class Operator>
@@ -107,7 +120,10 @@ OrtCustomOp describe() {
   op.GetOutputType = [](const OrtCustomOp*, size_t) { return int(Operator::kOutput); };
   op.GetOutputTypeCount = [](const OrtCustomOp*) { return size_t(1); };
   op.KernelDestroy = [](void* kernel) { delete static_cast<Operator*>(kernel); };
-  op.GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return 0; };  // required, not optional or variadic
+  op.GetInputCharacteristic = [](const OrtCustomOp*, size_t index) {
+    constexpr int kRequired = 0, kOptional = 1;
+    return index < Required<Operator>::kCount ? kRequired : kOptional;
+  };
   op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return 0; };
   op.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return 0; };
   op.GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };

@@ -1,4 +1,4 @@
-"""Weights in the order in which the native operators read them (described in kernels/quantised.h).
+"""Weights in the order in which the native operators read them (described in kernels/packed.h).
 
 Rows are padded with zeros to whole groups of columns; the operators never write the padding.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-PACKING = 1
+PACKING = 2
 """Version of these layouts: a stored graph packed by another one has to be packed again."""
 
 BLOCK = 32
-COLUMNS = 8
+COLUMNS = 16
 PANEL = 16
+GATED = 16
+"""Gates, then as many of what they multiply, in the rows of a gated matrix."""
 
 Bytes = NDArray[np.uint8]
 Halves = NDArray[np.float16]
@@ -56,7 +58,7 @@ def _groups(codes: Bytes) -> Bytes:
 
 
 def _by_block(values: Floats) -> Floats:
-    """[N, blocks] → [groups, blocks, 8]."""
+    """[N, blocks] → [groups, blocks, 16]."""
     n, blocks = values.shape
     padded = np.zeros((-(-n // COLUMNS) * COLUMNS, blocks), np.float32)
     padded[:n] = values

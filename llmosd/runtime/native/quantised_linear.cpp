@@ -1,21 +1,50 @@
-// llmos.QLinear: x [.., K] times 4- or 8-bit block-quantised weights [N, K] → [.., N].
+// llmos.QLinear: x [.., K] times 4- or 8-bit block-quantised weights [N, K] → [.., N], with what stands before and
+// after such a product in a decoder layer: y = residual + gated(W · norm(x)), each part if it is asked for.
+//
+//   x, codes, scales, gain [K] (optional: root-mean-square norm of x with attribute epsilon), residual (optional, as y)
+//   gated = 1: of each 32 rows of W 16 give gates and 16 what they multiply; y [.., N / 2] = gate · sigmoid(gate) · up
 //
 // Activations are quantised to int8 by blocks of 32; each row's result is the same whatever rows accompany it. With the
 // attribute `exact` set to 0 many rows may instead be multiplied as bfloat16, where that is faster.
 #include <algorithm>
-#include <atomic>
+#include <memory>
 
 #include "kernels/kernels.h"
 #include "operator.h"
 #include "scratch.h"
+#include "shared.h"
 
 namespace llmos {
 namespace {
 
+// Rows [begin, end) of a call: they are prepared, and then multiplied by ranges of columns.
+struct Rows {
+  int64_t begin, end;
+  Shared prepared;
+  Dealt multiplied;
+};
+
+// Row ranges that a thread keeps between calls.
+class RowRanges {
+ public:
+  Rows* reserve(int64_t count) {
+    if (count > capacity_) {
+      ranges_ = std::make_unique<Rows[]>(size_t(count));
+      capacity_ = count;
+    }
+    return ranges_.get();
+  }
+
+ private:
+  std::unique_ptr<Rows[]> ranges_;
+  int64_t capacity_ = 0;
+};
+
 class QuantisedLinear {
  public:
   static constexpr const char* kName = "QLinear";
-  static constexpr std::array<ElementType, 3> kInputs{kFloat, kUint8, kFloat16};
+  static constexpr std::array<ElementType, 5> kInputs{kFloat, kUint8, kFloat16, kFloat, kFloat};
+  static constexpr size_t kRequired = 3;
   static constexpr ElementType kOutput = kFloat;
 
   explicit QuantisedLinear(const Attributes& attributes)
@@ -23,36 +52,43 @@ class QuantisedLinear {
         k_(attributes.integer("K", kBlock, kMaxSide)),
         bits_(attributes.integer("bits", 4, 8)),
         exact_(attributes.integer_or("exact", 1, 0, 1) != 0),
+        gated_(attributes.integer_or("gated", 0, 0, 1) != 0),
+        epsilon_(attributes.real_or("epsilon", 0)),
         threads_(attributes.threads()) {
     require(bits_ == 4 || bits_ == 8, "bits must be 4 or 8");
     require(k_ % kBlock == 0, "K must be a multiple of 32");
+    require(!gated_ || columns_ % (2 * kGated) == 0, "N of a gated product must be a multiple of 32");
   }
 
   void compute(const Context& context) const {
     const Tensor x = context.input(0);
-    const QuantisedWeights weights = read_weights(context);
     require(x.rank >= 1 && x.columns() == k_, "x's last dimension must be K");
+    Call call{read_weights(context), x.as<float>(), read_gain(context), nullptr, nullptr, x.rows()};
     auto dims = x.dims;
-    dims[x.rank - 1] = columns_;
-    float* y = context.output(dims.data(), x.rank).as<float>();
-    const int64_t rows = x.rows();
-    if (rows == 0) return;
-    if (!exact_ && rows >= kRoundedRows && kernels().rounded4) return multiply_rounded(context, weights, x, rows, y);
-    static thread_local Scratch codes, scales;
-    Activations activations{codes.reserve<int8_t>(size_t(rows * k_)),
-                            scales.reserve<float>(size_t(rows * blocks() * 2)), nullptr, rows};
-    activations.sums = activations.scales + rows * blocks();
-    quantise(context, x.as<float>(), rows, activations);
-    multiply(context, weights, activations, rows, y);
+    dims[x.rank - 1] = width();
+    call.y = context.output(dims.data(), x.rank).as<float>();
+    call.residual = read_residual(context, call.rows);
+    if (call.rows == 0) return;
+    if (!exact_ && call.rows >= kRoundedRows && kernels().rounded4) return multiply_rounded(context, call);
+    multiply(context, call);
   }
 
  private:
-  static constexpr int kParallelRows = 16;   // fewer are quantised by the calling thread
-  static constexpr int kTasksPerThread = 6;  // so that an interrupted core does not hold up the rest
-  static constexpr int64_t kRoundedRows = 32;  // fewer do not pay for weights as bfloat16
+  static constexpr int kTasksPerThread = 6;      // so that an interrupted core does not hold up the rest
+  static constexpr int64_t kStripeWidth = kStripeGroups * kColumns;
+  static constexpr int64_t kRoundedRows = 32;    // fewer do not pay for weights as bfloat16
+  static constexpr int64_t kRangeRows = 128;     // with what they become they stay in one core's second-level cache
+
+  struct Call {
+    QuantisedWeights weights;
+    const float *x, *gain, *residual;  // of the latter two null if there is none
+    float* y;
+    int64_t rows;
+  };
 
   int64_t blocks() const { return k_ / kBlock; }
   int64_t groups() const { return (columns_ + kColumns - 1) / kColumns; }
+  int64_t width() const { return gated_ ? columns_ / 2 : columns_; }
 
   QuantisedWeights read_weights(const Context& context) const {
     const Tensor codes = context.input(1), scales = context.input(2);
@@ -63,46 +99,115 @@ class QuantisedLinear {
     return {codes.as<uint8_t>(), scales.as<Half>(), columns_, k_};
   }
 
-  void quantise(const Context& context, const float* x, int64_t rows, const Activations& a) const {
-    const int workers = rows < kParallelRows ? 1 : threads_;
-    context.parallel(workers, [&](int worker) {
-      for (int64_t r = rows * worker / workers; r < rows * (worker + 1) / workers; ++r)
-        kernels().quantise_row(x + r * k_, k_, a.from(r, k_));
-    });
+  const float* read_gain(const Context& context) const {
+    if (!context.has(3)) return nullptr;
+    const Tensor gain = context.input(3);
+    require(gain.elements() == k_, "gain must have K elements");
+    return gain.as<float>();
   }
 
-  void multiply(const Context& context, const QuantisedWeights& weights, const Activations& a, int64_t rows,
-                float* y) const {
+  const float* read_residual(const Context& context, int64_t rows) const {
+    if (!context.has(4)) return nullptr;
+    const Tensor residual = context.input(4);
+    require(residual.rank >= 1 && residual.columns() == width() && residual.rows() == rows,
+            "residual must have y's shape");
+    return residual.as<float>();
+  }
+
+  void multiply(const Context& context, const Call& call) const {
+    static thread_local Scratch codes, scales;
+    float* const of_blocks = scales.reserve<float>(size_t(call.rows * blocks() * 2));
+    const Activations all{codes.reserve<int8_t>(size_t(call.rows * k_)), of_blocks, of_blocks + call.rows * blocks(),
+                          call.rows};
     const auto run = bits_ == 4 ? kernels().linear4 : kernels().linear8;
-    share(context, 2, [&](int64_t begin, int64_t end) { run(weights, a, rows, begin, end, y); });
+    share(
+        context, call, [&](const float* row, int64_t r) { kernels().quantise_row(row, k_, all.from(r, k_)); },
+        [&](int64_t r, int64_t count, int64_t begin, int64_t end, const Output& y) {
+          run(call.weights, all.from(r, k_), count, begin, end, y);
+        });
   }
 
-  void multiply_rounded(const Context& context, const QuantisedWeights& weights, const Tensor& x, int64_t rows,
-                        float* y) const {
+  void multiply_rounded(const Context& context, const Call& call) const {
     static thread_local Scratch scratch;
-    const int64_t padded = (rows + kTileRows - 1) / kTileRows * kTileRows;
+    const int64_t padded = (call.rows + kTileRows - 1) / kTileRows * kTileRows;
     uint32_t* const tiles = scratch.reserve<uint32_t>(size_t(padded * k_ / 2));
-    context.parallel(threads_, [&](int worker) {
-      for (int64_t r = rows * worker / threads_; r < rows * (worker + 1) / threads_; ++r)
-        kernels().round_row(x.as<float>() + r * k_, k_, r, tiles);
-    });
     const auto run = bits_ == 4 ? kernels().rounded4 : kernels().rounded8;
-    share(context, 4, [&](int64_t begin, int64_t end) { run(weights, tiles, rows, begin, end, y); });
+    share(
+        context, call, [&](const float* row, int64_t r) { kernels().round_row(row, k_, r, tiles); },
+        [&](int64_t r, int64_t count, int64_t begin, int64_t end, const Output& y) {
+          run(call.weights, tiles + r * k_ / 2, count, begin, end, y);
+        });
   }
 
-  // Calls task(begin, end) for ranges of groups that are multiples of `together`: as many as a kernel takes at once.
-  template <class Task>
-  void share(const Context& context, int64_t together, Task&& task) const {
-    const int64_t step = std::max<int64_t>(1, groups() / (threads_ * kTasksPerThread * together)) * together;
-    std::atomic<int64_t> next{0};
-    context.parallel(threads_, [&](int) {
-      for (int64_t g; (g = next.fetch_add(step, std::memory_order_relaxed)) < groups();)
-        task(g, std::min(groups(), g + step));
+  // prepare(row, r) makes row r of x, normed, what the products take; product(r, count, begin, end, y) gives those of
+  // rows [r, r + count) and column groups [begin, end).
+  //
+  // Few rows are one range that all workers share. Of many, each worker begins with ranges of its own, the same from
+  // operator to operator, so that rows stay in its cache; then it helps with the others'.
+  template <class Prepare, class Product>
+  void share(const Context& context, const Call& call, Prepare&& prepare, Product&& product) const {
+    static thread_local Scratch scratch;
+    static thread_local RowRanges kept;
+    const int64_t stripes = (groups() + kStripeGroups - 1) / kStripeGroups;
+    const int64_t tasks = std::min<int64_t>(stripes, threads_ > 1 ? threads_ * kTasksPerThread : 1);
+    const int64_t rounds = (call.rows + threads_ * kRangeRows - 1) / (threads_ * kRangeRows);
+    const int64_t count = call.rows < threads_ * kRangeRows / 2 ? 1 : rounds * threads_;
+    const int64_t tiles = (call.rows + kTileRows - 1) / kTileRows;
+    Rows* const ranges = kept.reserve(count);
+    for (int64_t i = 0; i < count; ++i) {
+      ranges[i].begin = tiles * i / count * kTileRows;
+      ranges[i].end = std::min(call.rows, tiles * (i + 1) / count * kTileRows);
+      ranges[i].prepared.open(ranges[i].end - ranges[i].begin);
+      ranges[i].multiplied.open(tasks, threads_);
+    }
+    const int64_t widest = (stripes + tasks - 1) / tasks * kStripeWidth;
+    const int64_t highest = (tiles + count - 1) / count * kTileRows;
+    const int64_t aside = std::max(k_, highest * widest);  // floats of one worker
+    float* const memory = scratch.reserve<float>(size_t(aside * threads_));
+    context.parallel(threads_, [&](int worker) {
+      float* const own = memory + worker * aside;
+      for (int64_t i = 0; i < count; ++i) {
+        Rows& rows = ranges[count == 1 ? 0 : i / threads_ * threads_ + (i + worker) % threads_];
+        const int64_t some = std::max<int64_t>(1, (rows.end - rows.begin) / kTasksPerThread);
+        rows.prepared.take(some, [&](int64_t from, int64_t to) {
+          for (int64_t r = rows.begin + from; r < rows.begin + to; ++r) prepare(normed(call, r, own), r);
+        });
+        rows.prepared.wait();
+        rows.multiplied.take(worker, [&](int64_t task) {
+          multiply_part(call, rows.begin, rows.end - rows.begin, stripes * task / tasks * kStripeGroups,
+                        std::min(groups(), stripes * (task + 1) / tasks * kStripeGroups), own, product);
+        });
+      }
     });
+  }
+
+  const float* normed(const Call& call, int64_t row, float* own) const {
+    const float* const x = call.x + row * k_;
+    if (!call.gain) return x;
+    kernels().normalise_row(x, call.gain, epsilon_, k_, own);
+    return own;
+  }
+
+  // Straight into y, or aside for as long as it takes to make of it what y is to hold. Many rows go aside in any
+  // case: those of y are often a multiple of a page apart, and share few lines of a cache.
+  template <class Product>
+  void multiply_part(const Call& call, int64_t row, int64_t count, int64_t begin, int64_t end, float* own,
+                     Product&& product) const {
+    const int64_t first = begin * kColumns, past = std::min(columns_, end * kColumns);
+    const int64_t offset = row * width();
+    if (!gated_ && !call.residual && count < kTileRows)
+      return product(row, count, begin, end, Output{call.y + offset + first, width(), kStripeWidth});
+    product(row, count, begin, end, Output{own, kStripeWidth, count * kStripeWidth});
+    for (int64_t c = first; c < past; c += kStripeWidth, own += count * kStripeWidth) {
+      const int64_t at = offset + (gated_ ? c / 2 : c);
+      kernels().finish(own, count, int(std::min<int64_t>(kStripeWidth, past - c)), gated_,
+                       call.residual ? call.residual + at : nullptr, call.y + at, width());
+    }
   }
 
   int64_t columns_, k_, bits_;
-  bool exact_;
+  bool exact_, gated_;
+  float epsilon_;
   int threads_;
 };
 

@@ -7,6 +7,8 @@
 #include "tiles_bf16.h"
 #endif
 
+#include <cmath>
+
 #define LLMOS_NAME_(isa) #isa
 #define LLMOS_NAME(isa) LLMOS_NAME_(isa)
 
@@ -47,6 +49,29 @@ void swiglu(const float* gate, const float* up, int64_t count, float* out) {
   }
 }
 
+// One stripe of products becomes what y is to hold of it.
+void finish(const float* x, int64_t rows, int columns, bool gated, const float* residual, float* y, int64_t y_stride) {
+  constexpr int kWidth = kStripeGroups * kColumns;
+  const int width = gated ? columns / 2 : columns;
+  for (int64_t r = 0; r < rows; ++r, x += kWidth, y += y_stride) {
+    const float* const old = residual ? residual + r * y_stride : nullptr;
+    int i = 0;
+    for (; i + kLanes <= width; i += kLanes) {
+      const F value = gated ? silu_times(load(x + i), load(x + kGated + i)) : load(x + i);
+      store(y + i, old ? add(value, load(old + i)) : value);
+    }
+    for (; i < width; ++i) y[i] = old ? x[i] + old[i] : x[i];
+  }
+}
+
+void normalise_row(const float* x, const float* gain, float epsilon, int64_t k, float* out) {
+  F squares[2] = {zero(), zero()};
+  for (int64_t i = 0; i < k; i += 2 * kLanes)
+    for (int j = 0; j < 2; ++j) squares[j] = fma(load(x + i + j * kLanes), load(x + i + j * kLanes), squares[j]);
+  const F scale = broadcast(1.0f / std::sqrt(sum(add(squares[0], squares[1])) / float(k) + epsilon));
+  for (int64_t i = 0; i < k; i += kLanes) store(out + i, mul(mul(load(x + i), scale), load(gain + i)));
+}
+
 }  // namespace
 
 #if defined(__AMX_INT8__)
@@ -60,8 +85,8 @@ constexpr decltype(Kernels::rounded4) rounded4 = nullptr, rounded8 = nullptr;
 #endif
 
 extern const Kernels table;
-const Kernels table = {LLMOS_NAME(LLMOS_ISA), store_tokens, rotate_queries, attend, attend_rounded, merge, quantise_row,
-                       linear4,               linear8,              round_row, rounded4, rounded8, linear32, swiglu, survey, weigh};
+const Kernels table = {LLMOS_NAME(LLMOS_ISA), store_tokens, rotate_queries, attend,   attend_rounded, merge,  quantise_row,
+                       linear4, linear8, round_row, rounded4, rounded8, linear32, swiglu, finish, normalise_row, survey, weigh};
 
 }  // namespace LLMOS_ISA
 }  // namespace llmos

@@ -63,7 +63,8 @@ constexpr int64_t rounded_attention_scratch(int head_size) {
 
 constexpr int kCacheLine = 64;      // bytes
 constexpr int kBlock = 32;          // elements of a row that share a scale, in weights and activations
-constexpr int kColumns = 8;         // output columns that are packed together in quantised weights
+constexpr int kColumns = 16;        // output columns that are packed together in quantised weights
+constexpr int kGated = 16;          // gates, then as many of what they are to multiply, in a gated matrix's columns
 constexpr int kPanel = 16;          // output columns that are packed together in float32 weights
 constexpr int kRowBlock = 64;       // logits whose maximum and weight are found together
 constexpr int kTileRows = 16;       // rows that matrix registers take at once
@@ -80,9 +81,22 @@ struct Activations {
 };
 
 struct QuantisedWeights {
-  const uint8_t* codes;  // per column group and block: 128 bytes (4 bits) or 256 bytes (8 bits)
-  const Half* scales;    // per column group and block: 8 scales, and for 4 bits 8 minima
+  const uint8_t* codes;  // per column group and block: 256 bytes (4 bits) or 512 bytes (8 bits)
+  const Half* scales;    // per column group and block: 16 scales, and for 4 bits 16 minima
   int64_t columns, k;
+};
+
+constexpr int kStripeGroups = 2;  // column groups that make up a stripe of products
+
+// Where products go: stripe by stripe, and row by row in each.
+struct Output {
+  float* at;
+  int64_t row_stride, stripe_stride;
+
+  // Of a row and a column group, counted from the first ones.
+  float* of(int64_t row, int64_t group) const {
+    return at + row * row_stride + group / kStripeGroups * stripe_stride + group % kStripeGroups * kColumns;
+  }
 };
 
 struct Kernels {
@@ -95,19 +109,26 @@ struct Kernels {
   void (*attend_rounded)(const AttentionCall&, const AttentionTask&, float* scratch);  // many rows as bfloat16, or null
   void (*merge)(const AttentionCall&, const AttentionTask&, float* partials, int tiles);
   void (*quantise_row)(const float* x, int64_t k, const Activations&);
+  // Products with column groups [begin, end).
   void (*linear4)(const QuantisedWeights&, const Activations&, int64_t rows, int64_t group_begin, int64_t group_end,
-                  float* y);
+                  const Output&);
   void (*linear8)(const QuantisedWeights&, const Activations&, int64_t rows, int64_t group_begin, int64_t group_end,
-                  float* y);
+                  const Output&);
   // Null where they would not be faster: many rows, weights and activations as bfloat16. A tile is kTileRows × kBlock elements.
   void (*round_row)(const float* x, int64_t k, int64_t row, uint32_t* tiles);
   void (*rounded4)(const QuantisedWeights&, const uint32_t* tiles, int64_t rows, int64_t group_begin, int64_t group_end,
-                   float* y);
+                   const Output&);
   void (*rounded8)(const QuantisedWeights&, const uint32_t* tiles, int64_t rows, int64_t group_begin, int64_t group_end,
-                   float* y);
+                   const Output&);
   void (*linear32)(const float* weight, const float* x, int rows, int64_t columns, int64_t k, int64_t panel_begin,
                    int64_t panel_end, float* y);
   void (*swiglu)(const float* gate, const float* up, int64_t count, float* out);
+  // y = residual (none if null) + x, or with `gated` + the swiglu of its halves: a stripe [rows, 32] of which the first
+  // `columns` count, 32 if gated; residual's rows are as far apart as y's.
+  void (*finish)(const float* x, int64_t rows, int columns, bool gated, const float* residual, float* y,
+                 int64_t y_stride);
+  // out = gain · x / √(mean x² + epsilon); k is a multiple of kBlock.
+  void (*normalise_row)(const float* x, const float* gain, float epsilon, int64_t k, float* out);
   float (*survey)(const float* row, int64_t length, float* maxima);
   void (*weigh)(const float* row, int64_t length, float top, float scale, double* sums);
 };

@@ -1,12 +1,9 @@
-// Block-quantised weights times int8 activations.
+// Block-quantised weights (packed.h) times int8 activations.
 //
-// Weights are packed by 8 columns and blocks of 32 elements (see packing.py):
-//   4 bits: 4 chunks of 32 bytes; byte 4c + i of chunk j holds column c, low nibble element 4j + i, high nibble 16 + 4j
-//   + i 8 bits: 8 chunks of 32 bytes; byte 4c + i of chunk j holds column c, element 4j + i
 // y = Σ_blocks scale · dx · Σ w·x + minimum · dx · Σ x, one chain in ascending order of blocks for every row.
 #pragma once
 
-#include "vector.h"
+#include "packed.h"
 #if defined(__AMX_INT8__)
 #include "tiles_amx.h"
 #endif
@@ -27,37 +24,16 @@ inline void quantise_row(const float* x, int64_t k, const Activations& to) {
   }
 }
 
-// With few rows the weights' way from memory is all that counts. 2 KiB ahead proved best among 1, 2 and 4; what lies
-// beyond the end of the array is only hinted at, never read.
-constexpr int kStreaming = 2, kAhead = 2048;
-
-// Weights of kLanes columns: where their column groups begin, and how far these are apart.
-struct Stripe {
-  const uint8_t* codes;
-  const Half* scales;
-  int64_t code_stride, scale_stride;
-};
-constexpr int kGroups = kLanes / kColumns;
-
-template <int kBits>
-inline void prefetch_ahead(const Stripe& w) {
-  constexpr int kBytes = kBits * kBlock, kHalves = (kBits == 4 ? 2 : 1) * kColumns;
-  for (int g = 0; g < kGroups; ++g) {
-    for (int i = 0; i < kBytes; i += kCacheLine) prefetch(w.codes + g * w.code_stride + kAhead + i);
-    prefetch(w.scales + g * w.scale_stride + kAhead / kBytes * kHalves);
-  }
-}
-
 template <int R>
-inline void tile4(Stripe w, const Activations& x, int64_t k, float* y, int64_t y_stride) {
+inline void tile4(WeightLanes w, const Activations& x, int64_t k, float* y, int64_t y_stride) {
   const int64_t blocks = k / kBlock;
   F sums[R];
   for (int r = 0; r < R; ++r) sums[r] = zero();
-  for (int64_t b = 0; b < blocks; ++b, w.codes += 4 * kBlock, w.scales += 2 * kColumns) {
+  for (int64_t b = 0; b < blocks; ++b, w.codes += Packed<4>::kCodes, w.scales += Packed<4>::kScales) {
     Dot4 dots[R];
-    if (R <= kStreaming) prefetch_ahead<4>(w);
+    prefetch_block<4>(w, kAhead / Packed<4>::kCodes);
     for (int j = 0; j < 4; ++j) {
-      const Bytes both = load_groups(w.codes + j * kBlock, w.code_stride);
+      const Bytes both = load_bytes(w.codes + j * Packed<4>::kChunk);
       const Bytes low = low_nibbles(both), high = high_nibbles(both);
       for (int r = 0; r < R; ++r) {
         const int8_t* codes = x.codes + r * k + b * kBlock + 4 * j;
@@ -65,7 +41,7 @@ inline void tile4(Stripe w, const Activations& x, int64_t k, float* y, int64_t y
         dots[r].add(high, broadcast_quad(codes + kBlock / 2));
       }
     }
-    const F scale = load_groups(w.scales, w.scale_stride), minimum = load_groups(w.scales + kColumns, w.scale_stride);
+    const F scale = load(w.scales), minimum = load(w.scales + kColumns);
     for (int r = 0; r < R; ++r) {
       sums[r] = fma(mul(scale, broadcast(x.scales[b * x.stride + r])), dots[r].value(), sums[r]);
       sums[r] = fma(minimum, broadcast(x.sums[b * x.stride + r]), sums[r]);
@@ -75,18 +51,18 @@ inline void tile4(Stripe w, const Activations& x, int64_t k, float* y, int64_t y
 }
 
 template <int R>
-inline void tile8(Stripe w, const Activations& x, int64_t k, float* y, int64_t y_stride) {
+inline void tile8(WeightLanes w, const Activations& x, int64_t k, float* y, int64_t y_stride) {
   const int64_t blocks = k / kBlock;
   F sums[R];
   for (int r = 0; r < R; ++r) sums[r] = zero();
-  for (int64_t b = 0; b < blocks; ++b, w.codes += 8 * kBlock, w.scales += kColumns) {
+  for (int64_t b = 0; b < blocks; ++b, w.codes += Packed<8>::kCodes, w.scales += Packed<8>::kScales) {
     Dot8 dots[R];
-    if (R <= kStreaming) prefetch_ahead<8>(w);
+    prefetch_block<8>(w, kAhead / Packed<8>::kCodes);
     for (int j = 0; j < 8; ++j) {
-      const Bytes bytes = load_groups(w.codes + j * kBlock, w.code_stride);
+      const Bytes bytes = load_bytes(w.codes + j * Packed<8>::kChunk);
       for (int r = 0; r < R; ++r) dots[r].add(bytes, broadcast_quad(x.codes + r * k + b * kBlock + 4 * j));
     }
-    const F scale = load_groups(w.scales, w.scale_stride);
+    const F scale = load(w.scales);
     for (int r = 0; r < R; ++r)
       sums[r] = fma(mul(scale, broadcast(x.scales[b * x.stride + r])), dots[r].value(), sums[r]);
   }
@@ -94,45 +70,43 @@ inline void tile8(Stripe w, const Activations& x, int64_t k, float* y, int64_t y
 }
 
 template <int kBits, int R>
-inline void tile(const Stripe& w, const Activations& x, int64_t k, float* y, int64_t y_stride) {
+inline void tile(const WeightLanes& w, const Activations& x, int64_t k, float* y, int64_t y_stride) {
   kBits == 4 ? tile4<R>(w, x, k, y, y_stride) : tile8<R>(w, x, k, y, y_stride);
 }
 
 // Calls tile<kBits, rows>, rows being 1 … R.
 template <int kBits, int R>
-inline void tile_of(int rows, const Stripe& w, const Activations& x, int64_t k, float* y, int64_t y_stride) {
+inline void tile_of(int rows, const WeightLanes& w, const Activations& x, int64_t k, float* y, int64_t y_stride) {
   if constexpr (R > 1)
     if (rows < R) return tile_of<kBits, R - 1>(rows, w, x, k, y, y_stride);
   tile<kBits, R>(w, x, k, y, y_stride);
 }
 
-// Column groups [begin, end) of all rows. What is partly padding is computed aside and cut; so is a group without a
-// neighbour where two are computed at once, and then in the neighbour's place again.
+// Column groups [begin, end) of all rows. What is partly padding is computed aside and cut.
 template <int kBits>
 void quantised(const QuantisedWeights& weights, const Activations& x, int64_t rows, int64_t begin, int64_t end,
-               float* y) {
+               const Output& y) {
   constexpr int kRowBlock = 32;  // 32 rows of codes stay in the first-level cache
+  using P = Packed<kBits>;
   const int64_t k = weights.k, blocks = k / kBlock;
-  const int64_t code_stride = blocks * kColumns * kBlock * kBits / 8,
-                scale_stride = blocks * kColumns * (kBits == 4 ? 2 : 1);
   for (int64_t from = 0; from < rows; from += kRowBlock) {
     const int64_t height = smaller<int64_t>(kRowBlock, rows - from), parts = (height + kDotRows - 1) / kDotRows;
-    for (int64_t g = begin; g < end; g += kGroups) {
-      const int64_t apart = g + 1 < end ? 1 : 0;
-      const Stripe w{weights.codes + g * code_stride, weights.scales + g * scale_stride, apart * code_stride,
-                     apart * scale_stride};
-      const int width = int(smaller<int64_t>(kColumns * smaller<int64_t>(kGroups, end - g),  //
-                                             weights.columns - g * kColumns));
+    for (int64_t half = begin * kHalves; half < end * kHalves; ++half) {
+      const int64_t g = half / kHalves, lane = half % kHalves * kLanes;
+      const WeightLanes w{weights.codes + g * blocks * P::kCodes + 4 * lane, weights.scales + g * blocks * P::kScales + lane,
+                          lane == 0};
+      const int width = int(smaller<int64_t>(kLanes, weights.columns - g * kColumns - lane));
+      if (width <= 0) continue;
       for (int64_t i = 0; i < parts; ++i) {
         const int64_t r = from + height * i / parts;
         const int count = int(from + height * (i + 1) / parts - r);
         float aside[kDotRows * kLanes];
-        float* target = y + r * weights.columns + g * kColumns;
+        float* target = y.of(r, g - begin) + lane;
         float* out = width == kLanes ? target : aside;
-        tile_of<kBits, kDotRows>(count, w, x.from(r, k), k, out, width == kLanes ? weights.columns : kLanes);
+        tile_of<kBits, kDotRows>(count, w, x.from(r, k), k, out, width == kLanes ? y.row_stride : kLanes);
         if (out == aside)
           for (int n = 0; n < count; ++n)
-            std::memcpy(target + n * weights.columns, aside + n * kLanes, width * sizeof(float));
+            std::memcpy(target + n * y.row_stride, aside + n * kLanes, width * sizeof(float));
       }
     }
   }
@@ -142,12 +116,13 @@ void quantised(const QuantisedWeights& weights, const Activations& x, int64_t ro
 // Whole tiles of 16 rows by AMX, and another one if most of it would be used.
 template <int kBits>
 void quantised_by_tiles(const QuantisedWeights& weights, const Activations& x, int64_t rows, int64_t begin, int64_t end,
-                        float* y) {
+                        const Output& y) {
   constexpr int kWorthwhile = 9;
   const int64_t rest = rows % kTileRows, tiled = rows < kTileRows ? 0 : rest < kWorthwhile ? rows - rest : rows;
   if (tiled) quantised_tiles<kBits>(weights, x, tiled, begin, end, y);
   if (tiled < rows)
-    quantised<kBits>(weights, x.from(tiled, weights.k), rows - tiled, begin, end, y + tiled * weights.columns);
+    quantised<kBits>(weights, x.from(tiled, weights.k), rows - tiled, begin, end,
+                     {y.of(tiled, 0), y.row_stride, y.stripe_stride});
 }
 #endif
 

@@ -5,32 +5,31 @@
 // memory theirs read.
 #pragma once
 
+#include "packed.h"
 #include "tile_registers.h"
 
 namespace llmos {
 namespace LLMOS_ISA {
 
-constexpr int kTileColumns = 16;  // two groups of columns
 constexpr int kTileDepth = 48;                    // blocks whose weights lie unpacked in the first-level cache
 
 // Registers 0 and 1 hold products, 2 activations, 3 weights.
 constexpr TileShapes kProductShapes{
-    1, 0, {}, {4 * kTileColumns, 4 * kTileColumns, kBlock, 4 * kTileColumns}, {kTileRows, kTileRows, kTileRows, kBlock / 4}};
+    1, 0, {}, {4 * kColumns, 4 * kColumns, kBlock, 4 * kColumns}, {kTileRows, kTileRows, kTileRows, kBlock / 4}};
 
 // Weights of 16 columns and one block. Row r of the codes has elements 4r … 4r + 3 of each column.
 struct alignas(kCacheLine) TileWeights {
-  uint8_t codes[kBlock / 4][4 * kTileColumns];
-  float scales[kTileColumns], minima[kTileColumns];
+  uint8_t codes[kBlock / 4][4 * kColumns];
+  float scales[kColumns], minima[kColumns];
 };
 
-using Products = int32_t[kTileRows][kTileColumns];
+using Products = int32_t[kTileRows][kColumns];
 
-// One block of two column groups that lie `stride` apart, packed as quantised.h describes it.
+// One block of a column group, packed as packed.h describes it.
 template <int kBits>
-inline void unpack(const uint8_t* codes, int64_t code_stride, const Half* scales, int64_t scale_stride,
-                   TileWeights& to) {
+inline void unpack(const uint8_t* codes, const Half* scales, TileWeights& to) {
   for (int j = 0; j < kBits; ++j) {
-    const Bytes bytes = load_groups(codes + j * kBlock, code_stride);
+    const Bytes bytes = load_bytes(codes + j * Packed<kBits>::kChunk);
     if constexpr (kBits == 8) {
       _mm512_store_si512(to.codes[j], bytes);
     } else {
@@ -38,8 +37,8 @@ inline void unpack(const uint8_t* codes, int64_t code_stride, const Half* scales
       _mm512_store_si512(to.codes[4 + j], high_nibbles(bytes));
     }
   }
-  store(to.scales, load_groups(scales, scale_stride));
-  if constexpr (kBits == 4) store(to.minima, load_groups(scales + kColumns, scale_stride));
+  store(to.scales, load(scales));
+  if constexpr (kBits == 4) store(to.minima, load(scales + kColumns));
 }
 
 // Dot products of a block's codes [16 rows, stride k] with its weights.
@@ -61,7 +60,7 @@ inline void multiply(const int8_t* x, int64_t k, const TileWeights& weights, Pro
 // [from, from + count); `x` begins at the first of them.
 template <int kBits>
 inline void tile_row(const TileWeights* weights, int64_t from, int count, const Activations& x, int64_t k, float* y,
-                      int64_t y_stride, __mmask16 mask, int first) {
+                      int64_t y_stride, __mmask16 mask, int first, WeightLanes next) {
   alignas(kCacheLine) Products products[2];
   __m512 sums[kTileRows];
 #pragma GCC unroll 16
@@ -70,6 +69,7 @@ inline void tile_row(const TileWeights* weights, int64_t from, int count, const 
   multiply<kBits>(x.codes, k, weights[0], products[0]);
   for (int b = 0; b < count; ++b) {
     if (b + 1 < count) multiply<kBits>(x.codes + (b + 1) * kBlock, k, weights[b + 1], products[(b + 1) % 2]);
+    prefetch_block<kBits>(next, b);
     const float *scales = x.scales + b * x.stride, *sumx = x.sums + b * x.stride;
     const __m512 scale = _mm512_load_ps(weights[b].scales), minimum = _mm512_load_ps(weights[b].minima);
 #pragma GCC unroll 16
@@ -88,27 +88,27 @@ inline void tile_row(const TileWeights* weights, int64_t from, int count, const 
 // of the one before it, and leaves those alone.
 template <int kBits>
 void quantised_tiles(const QuantisedWeights& weights, const Activations& x, int64_t rows, int64_t begin, int64_t end,
-                     float* y) {
+                     const Output& y) {
   const int64_t k = weights.k, blocks = k / kBlock;
-  constexpr int kBlockBytes = kColumns * kBlock * kBits / 8, kBlockScales = kColumns * (kBits == 4 ? 2 : 1);
+  using P = Packed<kBits>;
   TileWeights unpacked[kTileDepth];
   const Tiles tiles(kProductShapes);
-  for (int64_t g = begin; g < end; g += 2) {
-    const int64_t apart = g + 1 < end ? 1 : 0;  // a last group without a neighbour stands in for it
-    const int width = int(smaller<int64_t>((end - g) * kColumns, weights.columns - g * kColumns));
-    const __mmask16 mask = width >= kTileColumns ? 0xffff : (1 << width) - 1;
+  for (int64_t g = begin; g < end; ++g) {
+    const int64_t width = weights.columns - g * kColumns;
+    const __mmask16 mask = width >= kColumns ? 0xffff : (1 << width) - 1;
     for (int64_t from = 0; from < blocks; from += kTileDepth) {
       const int count = int(smaller<int64_t>(kTileDepth, blocks - from));
       for (int b = 0; b < count; ++b) {
-        const int64_t at = g * blocks + from + b, stride = apart * blocks;
-        unpack<kBits>(weights.codes + at * kBlockBytes, stride * kBlockBytes, weights.scales + at * kBlockScales,
-                      stride * kBlockScales, unpacked[b]);
+        const int64_t at = g * blocks + from + b;
+        const WeightLanes w{weights.codes + at * P::kCodes, weights.scales + at * P::kScales};
+        unpack<kBits>(w.codes, w.scales, unpacked[b]);
       }
       for (int64_t done = 0; done < rows; done += kTileRows) {
         const int64_t r = smaller(done, rows - kTileRows), line = from * x.stride + r;
         const Activations part{x.codes + r * k + from * kBlock, x.scales + line, x.sums + line, x.stride};
-        tile_row<kBits>(unpacked, from, count, part, k, y + r * weights.columns + g * kColumns, weights.columns, mask,
-                         int(done - r));
+        const int64_t after = done ? 0 : g * blocks + from + count;  // its way from memory is as long as this takes
+        const WeightLanes next{weights.codes + after * P::kCodes, weights.scales + after * P::kScales, done == 0};
+        tile_row<kBits>(unpacked, from, count, part, k, y.of(r, g - begin), y.row_stride, mask, int(done - r), next);
       }
     }
   }

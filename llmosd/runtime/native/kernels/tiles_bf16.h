@@ -11,18 +11,17 @@ namespace llmos {
 namespace LLMOS_ISA {
 
 constexpr int kRoundedDepth = 12;  // blocks whose weights lie unpacked: activations pass by in the same first-level cache
-constexpr int kStripeGroups = 4;   // groups of columns that make up two tiles
 
-// One block of two column groups that lie `stride` apart, packed as quantised.h describes it.
+// One block of a column group, packed as packed.h describes it.
 template <int kBits>
-inline void round_block(const uint8_t* codes, int64_t code_stride, const Half* scales, int64_t scale_stride,
-                        PairTile& to) {
-  const F scale = load_groups(scales, scale_stride);
+inline void round_block(const uint8_t* codes, const Half* scales, PairTile& to) {
+  constexpr int kChunk = Packed<kBits>::kChunk;
+  const F scale = load(scales);
   if constexpr (kBits == 4) {
-    const F minimum = load_groups(scales + kColumns, scale_stride);
+    const F minimum = load(scales + kColumns);
     const F values = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     for (int j = 0; j < 4; ++j) {
-      const Bytes bytes = load_groups(codes + j * kBlock, code_stride);
+      const Bytes bytes = load_bytes(codes + j * kChunk);
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {  // a look-up counts the lowest 4 bits of its index only
         const F low = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 8 * i), values);
@@ -32,8 +31,8 @@ inline void round_block(const uint8_t* codes, int64_t code_stride, const Half* s
     }
   } else {
     for (int j = 0; j < 4; ++j) {
-      const Bytes low = load_groups(codes + j * kBlock, code_stride);
-      const Bytes high = load_groups(codes + (j + 4) * kBlock, code_stride);
+      const Bytes low = load_bytes(codes + j * kChunk);
+      const Bytes high = load_bytes(codes + (j + 4) * kChunk);
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
         const auto value = [&](Bytes bytes) {
@@ -68,8 +67,9 @@ inline void multiply_part(const uint32_t* x, int64_t depth, const PairTile (*wei
 
 // Column groups [begin, end) of all rows; `x` holds whole tiles, whatever is in the rows beyond the last.
 template <int kBits>
-void rounded(const QuantisedWeights& weights, const uint32_t* x, int64_t rows, int64_t begin, int64_t end, float* y) {
-  constexpr int kCodes = kColumns * kBlock * kBits / 8, kScales = kColumns * (kBits == 4 ? 2 : 1);
+void rounded(const QuantisedWeights& weights, const uint32_t* x, int64_t rows, int64_t begin, int64_t end,
+             const Output& y) {
+  using P = Packed<kBits>;
   const int64_t blocks = weights.k / kBlock, parts = (blocks + kRoundedDepth - 1) / kRoundedDepth;
   alignas(kCacheLine) PairTile unpacked[kRoundedDepth][2];
   const Tiles tiles(kPairShapes);
@@ -79,15 +79,18 @@ void rounded(const QuantisedWeights& weights, const uint32_t* x, int64_t rows, i
     for (int64_t i = 0; i < parts; ++i) {
       const int64_t from = blocks * i / parts;
       const int count = int(blocks * (i + 1) / parts - from);
-      for (int64_t half = 0; 2 * half < groups; ++half) {
-        const int64_t first = (g + 2 * half) * blocks + from, apart = 2 * half + 1 < groups ? blocks : 0;
-        for (int b = 0; b < count; ++b)
-          round_block<kBits>(weights.codes + (first + b) * kCodes, apart * kCodes, weights.scales + (first + b) * kScales,
-                             apart * kScales, unpacked[b][half]);
+      for (int64_t n = 0; n < groups; ++n) {
+        const int64_t here = (g + n) * blocks + from, after = i + 1 < parts ? here + count : (g + n + kStripeGroups) * blocks;
+        const WeightLanes now{weights.codes + here * P::kCodes, weights.scales + here * P::kScales};
+        const WeightLanes next{weights.codes + after * P::kCodes, weights.scales + after * P::kScales};
+        for (int b = 0; b < count; ++b) {
+          round_block<kBits>(now.codes + b * P::kCodes, now.scales + b * P::kScales, unpacked[b][n]);
+          prefetch_block<kBits>(next, b);
+        }
       }
       for (int64_t r = 0; r < rows; r += 2 * kSide)
         multiply_part(x + r / kSide * blocks * kTileElements, blocks, unpacked, from, count,
-                      y + r * weights.columns + g * kColumns, weights.columns,
+                      y.of(r, g - begin), y.row_stride,
                       int(smaller<int64_t>(2 * kSide, rows - r)), columns);
     }
   }

@@ -1,8 +1,8 @@
 // Float lanes and the int8 dot products, for the instruction set that this file is compiled for.
 //
 // F has kLanes floats, 8 or 16. kSums of them stay in registers beside what a step of a matrix product needs, and the
-// sums of kDotRows rows beside what a step of the int8 products needs. A vector of weights is kLanes columns: one packed
-// group, or two that lie `stride` apart.
+// sums of kDotRows rows beside what a step of the int8 products needs. A vector of weights is kLanes columns: a
+// packed group, or half of one.
 //
 // Each kernel is written once against this interface. Multiply-adds are explicit (the build turns contraction
 // off), so a row's bits do not depend on which tile shape the compiler saw.

@@ -70,10 +70,9 @@ inline int32_t quantise_block(const float* x, float inverse, int8_t* codes) {
 using Bytes = __m256i;  // 8 columns × 4 codes
 using Quad = __m256i;   // the same 4 activation codes in each column
 
-inline Bytes load_groups(const uint8_t* p, int64_t) {
+inline Bytes load_bytes(const uint8_t* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
 }
-inline F load_groups(const Half* p, int64_t) { return load(p); }
 inline Bytes low_nibbles(Bytes v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
 inline Bytes high_nibbles(Bytes v) { return _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15)); }
 inline Quad broadcast_quad(const int8_t* p) {

@@ -55,14 +55,7 @@ inline int32_t quantise_block(const float* x, float inverse, int8_t* codes) {
 using Bytes = __m512i;  // 16 columns × 4 codes
 using Quad = __m512i;
 
-inline Bytes load_groups(const uint8_t* p, int64_t stride) {
-  const auto group = [](const uint8_t* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); };
-  return _mm512_inserti64x4(_mm512_castsi256_si512(group(p)), group(p + stride), 1);
-}
-inline F load_groups(const Half* p, int64_t stride) {
-  const auto group = [](const Half* at) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at)); };
-  return _mm512_cvtph_ps(_mm256_set_m128i(group(p + stride), group(p)));
-}
+inline Bytes load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
 inline Bytes low_nibbles(Bytes v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
 inline Bytes high_nibbles(Bytes v) { return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15)); }
 inline Quad broadcast_quad(const int8_t* p) {

@@ -73,8 +73,7 @@ struct Bytes {
 };
 using Quad = int8x16_t;
 
-inline F load_groups(const Half* p, int64_t) { return load(p); }
-inline Bytes load_groups(const uint8_t* p, int64_t) {
+inline Bytes load_bytes(const uint8_t* p) {
   return {vreinterpretq_s8_u8(vld1q_u8(p)), vreinterpretq_s8_u8(vld1q_u8(p + 16))};
 }
 inline Bytes low_nibbles(Bytes v) { return {vandq_s8(v.a, vdupq_n_s8(15)), vandq_s8(v.b, vdupq_n_s8(15))}; }

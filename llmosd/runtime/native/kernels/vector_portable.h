@@ -136,8 +136,7 @@ struct Bytes {
 };
 using Quad = const int8_t*;
 
-inline F load_groups(const Half* p, int64_t) { return load(p); }
-inline Bytes load_groups(const uint8_t* p, int64_t) {
+inline Bytes load_bytes(const uint8_t* p) {
   Bytes r;
   std::memcpy(r.lane, p, 32);
   return r;
@@ -154,9 +153,9 @@ inline Quad broadcast_quad(const int8_t* p) { return p; }
 
 template <class Code>
 struct Dot {
-  int32_t sums[kColumns] = {};
+  int32_t sums[kLanes] = {};
   void add(const Bytes& w, Quad x) {
-    for (int c = 0; c < kColumns; ++c)
+    for (int c = 0; c < kLanes; ++c)
       for (int i = 0; i < 4; ++i) sums[c] += Code(w.lane[4 * c + i]) * x[i];
   }
   F value() const {
