@@ -125,16 +125,23 @@ def measure(cell: Cell, us: Child, others: list[Child], counted: set[str], pairs
     warm = us.seconds(*_operation(cell, 2))
     steps = max(1, min(MOST_STEPS, round(WINDOW_S / warm * 2))) if cell.method == "decode" else 1
     against, our_seconds, fastest = list[Against](), list[float](), math.inf
-    for other in others:
-        other.ask("fill", cell.batch, cell.context)
-        other.seconds(*_operation(cell, 1))
+    for other in list(others):
         counts = other.name in counted
-        seconds = _pairs(us, other, _operation(cell, steps), pairs if counts else FEW, fastest)
-        other.ask("fill", 0, 1)
+        try:
+            other.ask("fill", cell.batch, cell.context)
+            other.seconds(*_operation(cell, 1))
+            seconds = _pairs(us, other, _operation(cell, steps), pairs if counts else FEW, fastest)
+            other.ask("fill", 0, 1)
+        except ChildFailed as error:
+            print(f"from {cell.name} on without {error}", file=sys.stderr)
+            others.remove(other)
+            continue
         our_seconds += [mine for mine, _ in seconds]
         ratio = median_interval([theirs / mine for mine, theirs in seconds])
         against.append(Against(other.name, counts, 1e3 * _median([t for _, t in seconds]) / steps, ratio))
         fastest = min(fastest, ratio.median if counts else math.inf)
+    if not any(one.counts for one in against):
+        raise SystemExit(f"{cell.name}: no peer is left to compare with")
     ms = 1e3 * _median(our_seconds) / steps
     return Row(cell, ms, (cell.prompt or cell.batch) / ms * 1e3, against)
 

@@ -14,7 +14,7 @@ import numpy as np
 from child import prompt, serve
 from numpy.typing import NDArray
 
-ROOM, BATCH, CONTEXT_STEP = 128, 2048, 256
+ROOM, BATCH, CONTEXT_STEP, LONGEST = 128, 2048, 256, 2048
 
 
 class LlamaCpp:
@@ -30,7 +30,7 @@ class LlamaCpp:
         self._batch = c.llama_batch_init(BATCH, 0, 1)
         self._context: c.llama_context_p | None = None
         self._sequences = self._filled = 0
-        self._open(0, 2048)
+        self._open(0, LONGEST)
 
     def _open(self, sequences: int, tokens: int) -> None:
         """A context for so many sequences of so many tokens, and one for a new prompt."""
@@ -48,7 +48,7 @@ class LlamaCpp:
         self._sequences = sequences
 
     def fill(self, batch: int, context: int) -> None:
-        self._open(batch, context)
+        self._open(batch, context if batch else LONGEST)
         self._filled = context
         if not batch:
             return
