@@ -16,12 +16,12 @@
 // A row's result is the same whatever rows accompany it. With the attribute `exact` set to 0 a sequence's attention may
 // instead be computed in bfloat16 where it has many query rows, unless its cache is float32.
 #include <algorithm>
-#include <atomic>
 #include <vector>
 
 #include "kernels/kernels.h"
 #include "operator.h"
 #include "scratch.h"
+#include "shared.h"
 
 namespace llmos {
 namespace {
@@ -267,19 +267,22 @@ void PagedAttention::attend(const Context& context, const AttentionCall& call, S
   const auto cost = [](const AttentionTask& task) {
     return int64_t(task.tile_end - task.tile_begin) * task.count * (task.rounded ? 1 : kRoundedGain);
   };
-  std::sort(schedule.tasks.begin(), schedule.tasks.end(),
+  std::stable_sort(schedule.tasks.begin(), schedule.tasks.end(),
             [&](const AttentionTask& a, const AttentionTask& b) { return cost(a) > cost(b); });
 
   const size_t size =
       std::max(attention_scratch(call.head_size, call.page_tokens), rounded_attention_scratch(call.head_size));
   float* memory = scratch.reserve<float>(size * threads_);
-  std::atomic<size_t> next{0};
-  const int workers = int(std::min<size_t>(threads_, schedule.tasks.size()));
+  static thread_local Dealt kept;
+  Dealt& deal = kept;  // the workers take from this thread's
+  const int count = int(schedule.tasks.size()), workers = std::min(threads_, count);
+  deal.open(count, workers);
   context.parallel(workers, [&](int worker) {
-    for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < schedule.tasks.size();) {
-      const AttentionTask& task = schedule.tasks[i];
+    deal.take(worker, [&](int64_t i) {
+      const AttentionTask& task = schedule.tasks[size_t(i)];
+      if (i + 1 < count && !task.rounded) kernels().fetch_first_keys(call, schedule.tasks[size_t(i) + 1]);
       (task.rounded ? kernels().attend_rounded : kernels().attend)(call, task, memory + worker * size);
-    }
+    });
   });
   for (const Split& split : schedule.splits)
     kernels().merge(call, split.whole, results + split.offset, split.whole.tile_end);

@@ -88,6 +88,7 @@ class QuantisedLinear {
 
   int64_t blocks() const { return k_ / kBlock; }
   int64_t groups() const { return (columns_ + kColumns - 1) / kColumns; }
+  static int64_t row_tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
   int64_t width() const { return gated_ ? columns_ / 2 : columns_; }
 
   QuantisedWeights read_weights(const Context& context) const {
@@ -129,8 +130,7 @@ class QuantisedLinear {
 
   void multiply_rounded(const Context& context, const Call& call) const {
     static thread_local Scratch scratch;
-    const int64_t padded = (call.rows + kTileRows - 1) / kTileRows * kTileRows;
-    uint32_t* const tiles = scratch.reserve<uint32_t>(size_t(padded * k_ / 2));
+    uint32_t* const tiles = scratch.reserve<uint32_t>(size_t(row_tiles(call.rows) * kTileRows * k_ / 2));
     const auto run = bits_ == 4 ? kernels().rounded4 : kernels().rounded8;
     share(
         context, call, [&](const float* row, int64_t r) { kernels().round_row(row, k_, r, tiles); },
@@ -139,29 +139,37 @@ class QuantisedLinear {
         });
   }
 
-  // prepare(row, r) makes row r of x, normed, what the products take; product(r, count, begin, end, y) gives those of
-  // rows [r, r + count) and column groups [begin, end).
-  //
   // Few rows are one range that all workers share. Of many, each worker begins with ranges of its own, the same from
   // operator to operator, so that rows stay in its cache; then it helps with the others'.
+  int64_t range_count(int64_t rows) const {
+    if (rows < threads_ * kRangeRows / 2) return 1;
+    return (rows + threads_ * kRangeRows - 1) / (threads_ * kRangeRows) * threads_;
+  }
+
+  // Whole tiles of rows, as evenly as that can be.
+  void open(Rows* ranges, int64_t count, int64_t rows, int64_t tasks) const {
+    const int64_t tiles = row_tiles(rows);
+    for (int64_t i = 0; i < count; ++i) {
+      ranges[i].begin = tiles * i / count * kTileRows;
+      ranges[i].end = std::min(rows, tiles * (i + 1) / count * kTileRows);
+      ranges[i].prepared.open(ranges[i].end - ranges[i].begin);
+      ranges[i].multiplied.open(tasks, threads_);
+    }
+  }
+
+  // prepare(row, r) makes row r of x, normed, what the products take; product(r, count, begin, end, y) gives those of
+  // rows [r, r + count) and column groups [begin, end).
   template <class Prepare, class Product>
   void share(const Context& context, const Call& call, Prepare&& prepare, Product&& product) const {
     static thread_local Scratch scratch;
     static thread_local RowRanges kept;
     const int64_t stripes = (groups() + kStripeGroups - 1) / kStripeGroups;
     const int64_t tasks = std::min<int64_t>(stripes, threads_ > 1 ? threads_ * kTasksPerThread : 1);
-    const int64_t rounds = (call.rows + threads_ * kRangeRows - 1) / (threads_ * kRangeRows);
-    const int64_t count = call.rows < threads_ * kRangeRows / 2 ? 1 : rounds * threads_;
-    const int64_t tiles = (call.rows + kTileRows - 1) / kTileRows;
+    const int64_t count = range_count(call.rows);
     Rows* const ranges = kept.reserve(count);
-    for (int64_t i = 0; i < count; ++i) {
-      ranges[i].begin = tiles * i / count * kTileRows;
-      ranges[i].end = std::min(call.rows, tiles * (i + 1) / count * kTileRows);
-      ranges[i].prepared.open(ranges[i].end - ranges[i].begin);
-      ranges[i].multiplied.open(tasks, threads_);
-    }
+    open(ranges, count, call.rows, tasks);
     const int64_t widest = (stripes + tasks - 1) / tasks * kStripeWidth;
-    const int64_t highest = (tiles + count - 1) / count * kTileRows;
+    const int64_t highest = (row_tiles(call.rows) + count - 1) / count * kTileRows;
     const int64_t aside = std::max(k_, highest * widest);  // floats of one worker
     float* const memory = scratch.reserve<float>(size_t(aside * threads_));
     context.parallel(threads_, [&](int worker) {

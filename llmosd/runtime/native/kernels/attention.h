@@ -324,6 +324,25 @@ inline void attend(const AttentionCall& call, const AttentionTask& task, float* 
   }
 }
 
+// Asks for the keys that a task begins with, so that they are there when it does.
+template <class T>
+void fetch_first_keys(const AttentionCall& call, const AttentionTask& task) {
+  const int64_t begin = int64_t(task.tile_begin) * kKeyTile;
+  const int64_t end = smaller<int64_t>(begin + kKeyTile, task.position + task.count);
+  for (int64_t at = begin; at < end; at += call.page_tokens) {
+    const T* const page = page_of<const T>(call.keys, task.pages[at / call.page_tokens], task.kv_head, call);
+    for (int64_t i = 0; i < page_elements<T>(call); i += kCacheLine / int64_t(sizeof(T))) prefetch(page + i);
+  }
+}
+
+inline void fetch_first_keys(const AttentionCall& call, const AttentionTask& task) {
+  switch (call.cache) {
+    case Cache::kFloat32: return fetch_first_keys<float>(call, task);
+    case Cache::kFloat16: return fetch_first_keys<Half>(call, task);
+    case Cache::kInt8: return fetch_first_keys<int8_t>(call, task);
+  }
+}
+
 // Merges the partial results of tiles [0, tiles) that several tasks left, and writes the rows.
 inline void merge(const AttentionCall& call, const AttentionTask& task, float* partials, int tiles) {
   const int rows = task.count * call.group(), stride = partial_size(call.head_size);

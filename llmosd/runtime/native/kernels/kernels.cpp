@@ -85,7 +85,7 @@ constexpr decltype(Kernels::rounded4) rounded4 = nullptr, rounded8 = nullptr;
 #endif
 
 extern const Kernels table;
-const Kernels table = {LLMOS_NAME(LLMOS_ISA), store_tokens, rotate_queries, attend,   attend_rounded, merge,  quantise_row,
+const Kernels table = {LLMOS_NAME(LLMOS_ISA), store_tokens, rotate_queries, fetch_first_keys, attend, attend_rounded, merge,  quantise_row,
                        linear4, linear8, round_row, rounded4, rounded8, linear32, swiglu, finish, normalise_row, survey, weigh};
 
 }  // namespace LLMOS_ISA

@@ -105,6 +105,7 @@ struct Kernels {
   void (*store_tokens)(const AttentionCall&, const int32_t* pages, int64_t token, int64_t position, int count,
                        int head_begin, int head_end);
   void (*rotate_queries)(const AttentionCall&, int64_t token, int64_t position, int count, int head_begin, int head_end);
+  void (*fetch_first_keys)(const AttentionCall&, const AttentionTask&);
   void (*attend)(const AttentionCall&, const AttentionTask&, float* scratch);
   void (*attend_rounded)(const AttentionCall&, const AttentionTask&, float* scratch);  // many rows as bfloat16, or null
   void (*merge)(const AttentionCall&, const AttentionTask&, float* partials, int tiles);
