@@ -255,22 +255,27 @@ def main() -> None:
         limits = measure_limits(options.threads)
         print(f"DRAM {limits.gb_per_s:.1f} GB/s · float32 {limits.gflop_per_s:.0f} GFLOP/s · {machine_facts()}")
         began, rows = time.monotonic(), list[Row]()
-        for cell in [cell for cell in cells() if options.cells in cell.name]:
-            rows.append(measure(cell, us, others, counted, options.pairs))
-            print(f"{line(rows[-1], limits, model)}  {time.monotonic() - began:5.0f} s", flush=True)
-        print("\n".join(map(details, rows)))
-        gap = widest_gap(rows, limits, model, us)
-        print(gap["text"])
-    if options.json:
-        report = {
+        report: dict[str, Any] = {
             "machine": asdict(machine_facts()),
             "limits": asdict(limits),
             "perplexity": quality,
             "counted": sorted(counted),
-            "widest_gap": gap,
-            "cells": [record(row, limits, model) for row in rows],
+            "cells": [],
         }
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        for cell in [cell for cell in cells() if options.cells in cell.name]:
+            rows.append(measure(cell, us, others, counted, options.pairs))
+            print(f"{line(rows[-1], limits, model)}  {time.monotonic() - began:5.0f} s", flush=True)
+            report["cells"].append(record(rows[-1], limits, model))
+            _save(report, options.json)  # with each cell: half an hour is long
+        print("\n".join(map(details, rows)))
+        report["widest_gap"] = widest_gap(rows, limits, model, us)
+        print(report["widest_gap"]["text"])
+        _save(report, options.json)
+
+
+def _save(report: dict[str, Any], path: Path | None) -> None:
+    if path:
+        path.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":
