@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from gguf import GGMLQuantizationType as Kind
 from hypothesis import given, settings
@@ -14,8 +13,6 @@ from hypothesis import strategies as st
 from llmosd.errors import ModelError, StepError
 from llmosd.runtime.executor import OnnxExecutor
 from llmosd.runtime.gguf_reader import GgufFile
-from llmosd.runtime.graph.llama import build_llama
-from llmosd.runtime.importer import operators_of
 from llmosd.runtime.paged_model import Backend, PagedModel, choose_backend
 from llmosd.runtime.reference import Reference
 from llmosd.runtime.tokenizer import Tokenizer, tokenizer_json, tokenizer_meta
@@ -33,21 +30,8 @@ def load(
     path: Path, source: GgufFile, backend: Backend, weights: WeightFormat, *, kv_format: KvFormat = "float32"
 ) -> PagedModel:
     graph = path.with_name(f"{backend}-{weights}.onnx")
-    if not graph.exists():
-        float32 = weights == "float32"
-        build_llama(source, operators_of(backend, float32=float32), graph, lambda layers: None)
-        onnx.checker.check_model(graph)
-    return PagedModel(
-        graph,
-        source.geometry,
-        backend=backend,
-        weights=weights,
-        pages=PAGES,
-        page_tokens=PAGE_TOKENS,
-        threads=2,
-        spin=False,
-        kv_format=kv_format,
-    )
+    sizes = {"pages": PAGES, "page_tokens": PAGE_TOKENS}
+    return tiny.load(graph, source, backend, weights, **sizes, kv_format=kv_format)
 
 
 def tokens(count: int, seed: int = 0) -> list[int]:

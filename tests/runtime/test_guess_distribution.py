@@ -20,9 +20,6 @@ from numpy.typing import NDArray
 from llmosd.runtime import native
 from llmosd.runtime.executor import OnnxExecutor
 from llmosd.runtime.gguf_reader import GgufFile
-from llmosd.runtime.graph.llama import build_llama
-from llmosd.runtime.graph.native import NativeFloats
-from llmosd.runtime.paged_model import PagedModel
 from llmosd.runtime.tokenizer import Tokenizer, tokenizer_json, tokenizer_meta
 from llmosd.system.kernel import Kernel, Limits
 from llmosd.system.policy import POLICIES
@@ -56,19 +53,8 @@ class Small:
 
     def __init__(self, folder: Path) -> None:
         source = GgufFile(tiny.write_tiny(folder / "tiny.gguf", Kind.F16))
-        build_llama(source, NativeFloats(), folder / "model.onnx", lambda layers: None)
-        self.model = PagedModel(
-            folder / "model.onnx",
-            source.geometry,
-            backend="native",
-            weights="float32",
-            pages=PAGES,
-            page_tokens=PAGE_TOKENS,
-            threads=2,
-            spin=False,
-            kv_format="float32",
-            strict=True,
-        )
+        sizes = {"pages": PAGES, "page_tokens": PAGE_TOKENS}
+        self.model = tiny.load(folder / "model.onnx", source, "native", "float32", **sizes, strict=True)
         self._tokenizer = Tokenizer(
             tokenizer_json(source.tokenizer), tokenizer_meta(source.tokenizer, source.geometry.eos)
         )

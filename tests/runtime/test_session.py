@@ -14,8 +14,6 @@ from gguf import GGMLQuantizationType as Kind
 from llmosd.runtime import native
 from llmosd.runtime.executor import OnnxExecutor
 from llmosd.runtime.gguf_reader import GgufFile
-from llmosd.runtime.graph.llama import build_llama
-from llmosd.runtime.graph.native import NativeOperators
 from llmosd.runtime.paged_model import PagedModel
 from llmosd.runtime.tokenizer import Tokenizer, tokenizer_json, tokenizer_meta
 from llmosd.system.kernel import Kernel, Limits
@@ -35,18 +33,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> GgufFile:
 
 
 def load(source: GgufFile, folder: Path) -> PagedModel:
-    build_llama(source, NativeOperators(), folder / "model.onnx", lambda layers: None)
-    return PagedModel(
-        folder / "model.onnx",
-        source.geometry,
-        backend="native",
-        weights="file",
-        pages=PAGES,
-        page_tokens=PAGE_TOKENS,
-        threads=2,
-        spin=True,
-        kv_format="int8",
-    )
+    sizes = {"pages": PAGES, "page_tokens": PAGE_TOKENS}
+    return tiny.load(folder / "model.onnx", source, "native", "file", **sizes, spin=True, kv_format="int8")
 
 
 @pytest.fixture

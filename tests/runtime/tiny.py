@@ -6,7 +6,14 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import onnx
 from gguf import GGMLQuantizationType as Kind
+
+from llmosd.runtime.gguf_reader import GgufFile
+from llmosd.runtime.graph.llama import build_llama
+from llmosd.runtime.importer import operators_of
+from llmosd.runtime.paged_model import Backend, PagedModel
+from llmosd.types import KvFormat, WeightFormat
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FF, CONTEXT = 2, 96, 3, 1, 32, 160, 256
 BYTES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -92,3 +99,33 @@ def _shapes(tied: bool) -> dict[str, tuple[int, ...]]:
 
 def _write_matrix(writer: gguf.GGUFWriter, name: str, values: np.ndarray, kind: Kind) -> None:
     writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
+
+
+def load(
+    graph: Path,
+    source: GgufFile,
+    backend: Backend,
+    weights: WeightFormat,
+    *,
+    pages: int,
+    page_tokens: int,
+    spin: bool = False,
+    kv_format: KvFormat = "float32",
+    strict: bool = False,
+) -> PagedModel:
+    """The model of `source` on two threads; its graph is built and checked unless it is there."""
+    if not graph.exists():
+        build_llama(source, operators_of(backend, float32=weights == "float32"), graph, lambda layers: None)
+        onnx.checker.check_model(graph)
+    return PagedModel(
+        graph,
+        source.geometry,
+        backend=backend,
+        weights=weights,
+        pages=pages,
+        page_tokens=page_tokens,
+        threads=2,
+        spin=spin,
+        kv_format=kv_format,
+        strict=strict,
+    )

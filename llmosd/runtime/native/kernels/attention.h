@@ -144,6 +144,7 @@ void store_tokens(const AttentionCall& call, const int32_t* pages, int64_t token
 constexpr float kFarthest = -60.0f;
 
 inline F weight_of(F x) { return exponential(maximum(broadcast(kFarthest), x)); }
+inline float weight_of(float x) { return exponential(larger(kFarthest, x)); }
 
 // Turns scores [0, n) of a row into weights exp(score - maximum) and zeroes the rest up to `padded`.
 inline void normalise(float* scores, int n, int padded, float* maximum_out, float* sum_out) {
@@ -177,7 +178,7 @@ inline void normalise(float* scores, int n, int padded, float* maximum_out, floa
 // into ⊕= part, for one row of `partial_size(head_size)` floats.
 inline void merge_row(float* into, const float* part, int head_size) {
   const float top = larger(into[0], part[0]);
-  const float less = exponential(larger(kFarthest, smaller(into[0], part[0]) - top));  // than 1, what the larger one counts
+  const float less = weight_of(smaller(into[0], part[0]) - top);  // than 1, what the larger one counts
   const float keep = into[0] < top ? less : 1.0f, take = part[0] < top ? less : 1.0f;
   into[0] = top;
   into[1] = into[1] * keep + part[1] * take;
@@ -307,21 +308,25 @@ class Attention {
   const int64_t length_;
 };
 
-inline void store_tokens(const AttentionCall& call, const int32_t* pages, int64_t token, int64_t position, int count,
-                         int head_begin, int head_end) {
-  switch (call.cache) {
-    case Cache::kFloat32: return store_tokens<float>(call, pages, token, position, count, head_begin, head_end);
-    case Cache::kFloat16: return store_tokens<Half>(call, pages, token, position, count, head_begin, head_end);
-    case Cache::kInt8: return store_tokens<int8_t>(call, pages, token, position, count, head_begin, head_end);
+// Calls with an element of the type that the pages hold.
+template <class Call>
+inline void by_element(Cache cache, Call&& call) {
+  switch (cache) {
+    case Cache::kFloat32: return call(float{});
+    case Cache::kFloat16: return call(Half{});
+    case Cache::kInt8: return call(int8_t{});
   }
 }
 
+inline void store_tokens(const AttentionCall& call, const int32_t* pages, int64_t token, int64_t position, int count,
+                         int head_begin, int head_end) {
+  by_element(call.cache, [&](auto element) {
+    store_tokens<decltype(element)>(call, pages, token, position, count, head_begin, head_end);
+  });
+}
+
 inline void attend(const AttentionCall& call, const AttentionTask& task, float* scratch) {
-  switch (call.cache) {
-    case Cache::kFloat32: return Attention<float>(call, task, scratch).run();
-    case Cache::kFloat16: return Attention<Half>(call, task, scratch).run();
-    case Cache::kInt8: return Attention<int8_t>(call, task, scratch).run();
-  }
+  by_element(call.cache, [&](auto element) { Attention<decltype(element)>(call, task, scratch).run(); });
 }
 
 // Asks for the keys that a task begins with, so that they are there when it does.
@@ -336,11 +341,7 @@ void fetch_first_keys(const AttentionCall& call, const AttentionTask& task) {
 }
 
 inline void fetch_first_keys(const AttentionCall& call, const AttentionTask& task) {
-  switch (call.cache) {
-    case Cache::kFloat32: return fetch_first_keys<float>(call, task);
-    case Cache::kFloat16: return fetch_first_keys<Half>(call, task);
-    case Cache::kInt8: return fetch_first_keys<int8_t>(call, task);
-  }
+  by_element(call.cache, [&](auto element) { fetch_first_keys<decltype(element)>(call, task); });
 }
 
 // Merges the partial results of tiles [0, tiles) that several tasks left, and writes the rows.
