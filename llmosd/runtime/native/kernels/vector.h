@@ -28,6 +28,13 @@
 namespace llmos {
 namespace LLMOS_ISA {
 
+// GCC takes a function that only asks for memory for one without effect and drops calls of it; the statement that
+// follows keeps them.
+inline void prefetch(const void* p) {
+  __builtin_prefetch(p);
+  asm volatile("" : : "r"(p));
+}
+
 template <class T>
 inline T smaller(T a, T b) {
   return b < a ? b : a;

@@ -38,7 +38,6 @@ inline F times_power_of_two(F a, F n) {
 }
 inline float largest(F v) { return _mm512_reduce_max_ps(v); }
 inline float sum(F v) { return _mm512_reduce_add_ps(v); }
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 inline Half to_half(float x) { return {uint16_t(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT))}; }
 inline void store_one(float* p, float x) { *p = x; }

@@ -49,7 +49,6 @@ inline F times_power_of_two(F x, F n) {
 }
 inline float largest(F v) { return vmaxvq_f32(vmaxq_f32(v.a, v.b)); }
 inline float sum(F v) { return vaddvq_f32(vaddq_f32(v.a, v.b)); }
-inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 inline void store_one(float* p, float x) { *p = x; }
 inline void store_one(Half* p, float x) {

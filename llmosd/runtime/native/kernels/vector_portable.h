@@ -118,7 +118,6 @@ inline float sum(F v) {
   const float* l = v.lane;
   return ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
 }
-inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 inline int32_t quantise_block(const float* x, float inverse, int8_t* codes) {
   int32_t total = 0;
