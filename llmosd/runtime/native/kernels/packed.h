@@ -28,7 +28,7 @@ struct WeightLanes {
 
 // The weights' way from memory is what counts with few rows. What lies beyond the end of the array is only hinted at,
 // never read.
-constexpr int kAhead = 2048;  // bytes
+constexpr int kAhead = 4096;  // bytes
 
 template <int kBits>
 inline void prefetch_block(const WeightLanes& w, int block) {
