@@ -76,7 +76,7 @@ class QuantisedLinear {
  private:
   static constexpr int kTasksPerThread = 6;      // so that an interrupted core does not hold up the rest
   static constexpr int64_t kStripeWidth = kStripeGroups * kColumns;
-  static constexpr int64_t kRoundedRows = 32;    // fewer do not pay for weights as bfloat16
+  static constexpr int64_t kRoundedRows = 16;    // fewer do not pay for weights as bfloat16
   static constexpr int64_t kRangeRows = 128;     // with what they become they stay in one core's second-level cache
 
   struct Call {
