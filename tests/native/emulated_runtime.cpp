@@ -59,6 +59,8 @@ size_t bytes_of(const OrtValue& value) {
   }
 }
 
+const OrtValue& described_by(const OrtTensorTypeAndShapeInfo* info) { return *reinterpret_cast<const OrtValue*>(info); }
+
 void allocate(OrtValue& value) { value.memory.assign(bytes_of(value) / 8 + 1, 0); }
 
 template <class T, class U>
@@ -70,8 +72,6 @@ OrtStatus* find(const std::map<std::string, T>& values, const char* name, U* out
 }
 
 OrtApi api() {
-  const auto value_of = [](const OrtTensorTypeAndShapeInfo* info) { return reinterpret_cast<const OrtValue*>(info); };
-  static const auto value = value_of;
   OrtApi api{};
   api.CreateStatus = [](int, const char* words) { return status(words); };
   api.CreateCustomOpDomain = [](const char*, OrtCustomOpDomain** out) { return *out = &domain, status(nullptr); };
@@ -85,13 +85,13 @@ OrtApi api() {
     return status(nullptr);
   };
   api.GetTensorElementType = [](const OrtTensorTypeAndShapeInfo* info, int* out) {
-    return *out = value(info)->type, status(nullptr);
+    return *out = described_by(info).type, status(nullptr);
   };
   api.GetDimensionsCount = [](const OrtTensorTypeAndShapeInfo* info, size_t* out) {
-    return *out = value(info)->dims.size(), status(nullptr);
+    return *out = described_by(info).dims.size(), status(nullptr);
   };
   api.GetDimensions = [](const OrtTensorTypeAndShapeInfo* info, int64_t* out, size_t count) {
-    return std::memcpy(out, value(info)->dims.data(), count * sizeof(int64_t)), status(nullptr);
+    return std::memcpy(out, described_by(info).dims.data(), count * sizeof(int64_t)), status(nullptr);
   };
   api.KernelInfoGetAttribute_float = [](const OrtKernelInfo* info, const char* name, float* out) {
     return find(info->reals, name, out);

@@ -30,6 +30,8 @@ AARCH64 = 183  # e_machine in an ELF header
 LINEAR = [  # tests that hold these operators to float64
     linear.test_qlinear_is_within_the_rounding_of_its_activations,
     linear.test_qlinear_is_exact_but_for_float32_sums,
+    linear.test_a_norm_comes_before_the_product,
+    linear.test_a_gate_and_a_residual_come_after_it_as_they_would_alone,
     linear.test_linear_matches_float64,
     linear.test_swiglu_matches_float64,
 ]
