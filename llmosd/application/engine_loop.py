@@ -40,7 +40,9 @@ from llmosd.system.kernels import Kernels
 from llmosd.system.snapshot import Snapshot
 from llmosd.types import (
     Event,
+    KernelStats,
     Nanoseconds,
+    Output,
     Plan,
     RequestId,
     RequestView,
@@ -53,6 +55,8 @@ from llmosd.types import (
 )
 
 STOPPED = "the engine was stopped before the request had ended"
+COUNT_NS: Nanoseconds = 50_000_000
+"""Between counts while steps give nothing but output: a count takes as long as several sequences of a step."""
 
 
 class Phase(Enum):
@@ -115,6 +119,8 @@ class Loop:
         self._phase = Phase.RUNNING
         self._in_flight: Plan | None = None
         self._held: Batch | None = None  # what the last step gave
+        self._counted = kernel.stats(requests=False)
+        self._count_due: Nanoseconds = 0
         self._committed: Nanoseconds | None = None  # when that was; None if the engine was idle since
 
     def run(self) -> None:
@@ -332,7 +338,14 @@ class Loop:
             self._deliver(held)
 
     def _batch(self, replies: Iterable[Reply], events: Iterable[Event], step: StepStats | None) -> Batch:
-        return Batch(tuple(replies), tuple(events), step, self._kernel.stats(requests=False))
+        replies, events = tuple(replies), tuple(events)
+        return Batch(replies, events, step, self._count(replies, events))
+
+    def _count(self, replies: tuple[Reply, ...], events: tuple[Event, ...]) -> KernelStats:
+        now = self._clock()
+        if now >= self._count_due or replies or not all(isinstance(event, Output) for event in events):
+            self._counted, self._count_due = self._kernel.stats(requests=False), now + COUNT_NS
+        return self._counted
 
 
 def death(error: BaseException) -> str:

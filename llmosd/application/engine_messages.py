@@ -138,7 +138,10 @@ class Reply:
 
 @record(frozen=True, slots=True)
 class Batch:
-    """One hand-over: what a drain of the commands gave (`step` None), or what a step gave."""
+    """One hand-over: what a drain of the commands gave (`step` None), or what a step gave.
+
+    `stats` are as of now, or a little older where there is nothing but output.
+    """
 
     replies: tuple[Reply, ...]
     events: tuple[Event, ...]
