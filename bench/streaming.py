@@ -5,8 +5,9 @@ through the HTTP API of daemons, in alternating order. Tokens/s count from the f
 prefill included. The client reads raw sockets; its share of the machine is printed, since it takes it from the daemon.
 
 What a step costs outside ONNX Runtime is taken from steps that only decode, with all slots at work: from when as many
-streams have their second token until the fastest has three quarters of its own. It is all the time from one commit to
-the next without the graph's operators, so that waits for the interpreter lock count, and ONNX Runtime's own way back.
+streams have their second token until the fastest has three quarters of its own, or all. It is all the time from one
+commit to the next without the graph's operators, so that waits for the interpreter lock count, and ONNX Runtime's own
+way back.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def read_streams(address: tuple[str, int], requests: list[bytes], load: Load, ma
         selector.register(connection, selectors.EVENT_READ, one)
     marks = [
         lambda: sum(one.events > 1 for one in received) >= load.slots,
-        lambda: max(one.events for one in received) >= 0.75 * load.tokens,
+        lambda: any(one.events >= 0.75 * load.tokens or b"[DONE]" in one.end for one in received),
     ]
     while selector.get_map():
         for key, _ in selector.select():

@@ -6,7 +6,10 @@ costs the loading of its code.
 
 from __future__ import annotations
 
+import math
 from array import array
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,47 +20,26 @@ Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
 class Packed:
-    """Arrays of one set of sizes: tokens, sequences, pages of the longest one, rows that need logits."""
+    """Of T tokens in B sequences, of which R rows need logits; P pages reach for the longest sequence."""
 
-    def __init__(self, tokens: int, sequences: int, pages: int, rows: int) -> None:
-        self._tokens, self._rows, self._streams = _zeros("q", tokens), _zeros("q", rows), _zeros("q", rows)
-        self._cumulative, self._past = _zeros("i", sequences + 1), _zeros("i", sequences)
-        self._pages = _zeros("i", sequences * pages)
-        self.token_ids: Int64 = np.frombuffer(self._tokens, np.int64)
-        self.cumulative_lengths: Int32 = np.frombuffer(self._cumulative, np.intc)
-        self.past_lengths: Int32 = np.frombuffer(self._past, np.intc)
-        self.page_table: Int32 = np.frombuffer(self._pages, np.intc).reshape(sequences, pages)
-        self.logit_rows: Int64 = np.frombuffer(self._rows, np.int64)
-        self.streams: Int64 = np.frombuffer(self._streams, np.int64)
-
-    def fill(self, tokens: list[int], ends: list[int], past: list[int]) -> None:
-        self._tokens[:] = array("q", tokens)
-        self._cumulative[1:] = array("i", ends)
-        self._past[:] = array("i", past)
-
-    def fill_rows(self, rows: list[int], streams: list[int]) -> None:
-        if rows:  # memory that numpy sees takes no empty slice
-            self._rows[:] = array("q", rows)
-            self._streams[:] = array("q", streams)
-
-    def fill_pages(self, parts: tuple[SequencePlan, ...], table: array[int], columns: int) -> None:
-        """From the flat `table` with rows of `columns`."""
-        width, pages, place = self.page_table.shape[1], self._pages, 0
-        for part in parts:
-            first = part.row * columns
-            pages[place : place + width] = table[first : first + width]
-            place += width
+    token_ids: Int64  # [T]
+    cumulative_lengths: Int32  # [B + 1]
+    past_lengths: Int32  # [B]
+    page_table: Int32  # [B, P]
+    logit_rows: Int64  # [R]
+    streams: Int64  # [R]
 
 
 class Packer:
-    """Reads the kernel's page table; arrays are kept, and stay bound, while a step has the sizes of the last."""
+    """Reads the kernel's page table. An array of the same shape is the same object as long as its memory suffices."""
 
     def __init__(self, page_table: array[int], columns: int, page_tokens: int) -> None:
         self._table, self._columns = page_table, columns
         self._page_tokens = page_tokens
-        self._sizes = (0, 0, 0, 0)
-        self._packed: Packed | None = None
+        self._tokens, self._rows, self._streams = _Memory("q", np.int64), _Memory("q", np.int64), _Memory("q", np.int64)
+        self._cumulative, self._past, self._pages = _Memory("i", np.intc), _Memory("i", np.intc), _Memory("i", np.intc)
 
     def pack(self, parts: tuple[SequencePlan, ...], streams: list[int]) -> Packed:
         """Arrays that the next call may overwrite. `parts` is not empty.
@@ -65,7 +47,7 @@ class Packer:
         Logits are wanted of a sampled sequence's last row, and of those before its guesses; `streams` has an entry for
         each of these rows.
         """
-        tokens, ends, past, rows = list[int](), list[int](), list[int](), list[int]()
+        tokens, ends, past, rows = list[int](), [0], list[int](), list[int]()
         longest = 0
         for part in parts:
             tokens += part.tokens
@@ -75,17 +57,47 @@ class Packer:
             longest = max(longest, part.past + len(part.tokens))
             if part.sample:
                 rows += range(end - part.drafts - 1, end)
-        packed = self._arrays((len(tokens), len(parts), -(-longest // self._page_tokens), len(rows)))
-        packed.fill(tokens, ends, past)
-        packed.fill_rows(rows, streams)
-        packed.fill_pages(parts, self._table, self._columns)
-        return packed
+        return Packed(
+            self._tokens.hold(tokens),
+            self._cumulative.hold(ends),
+            self._past.hold(past),
+            self._hold_pages(parts, -(-longest // self._page_tokens)),
+            self._rows.hold(rows),
+            self._streams.hold(streams),
+        )
 
-    def _arrays(self, sizes: tuple[int, int, int, int]) -> Packed:
-        if self._packed is None or sizes != self._sizes:
-            self._packed, self._sizes = Packed(*sizes), sizes
-        return self._packed
+    def _hold_pages(self, parts: tuple[SequencePlan, ...], width: int) -> Int32:
+        view, pages, place = self._pages.view(len(parts), width), self._pages.elements, 0
+        for part in parts:
+            first = part.row * self._columns
+            pages[place : place + width] = self._table[first : first + width]
+            place += width
+        return view
 
 
-def _zeros(kind: str, count: int) -> array[int]:
-    return array(kind, [0]) * count
+class _Memory:
+    """Of one input: it grows at need, and what has had a shape once costs nothing to bind again."""
+
+    def __init__(self, kind: str, element: type[np.signedinteger[Any]]) -> None:
+        self._kind, self._element = kind, element
+        self.elements = array(kind, [0])
+        self._views: dict[tuple[int, ...], npt.NDArray[Any]] = {}
+
+    def hold(self, values: list[int]) -> npt.NDArray[Any]:
+        view = self.view(len(values))
+        if values:  # memory that numpy sees takes no empty slice
+            self.elements[: len(values)] = array(self._kind, values)
+        return view
+
+    def view(self, *shape: int) -> npt.NDArray[Any]:
+        """The first elements; what they were is lost where the memory has to grow."""
+        view = self._views.get(shape)
+        return self._make(shape) if view is None else view
+
+    def _make(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        count = math.prod(shape)
+        if count > len(self.elements):
+            self.elements = array(self._kind, [0]) * max(count, 2 * len(self.elements))
+            self._views.clear()
+        view = self._views[shape] = np.frombuffer(self.elements, self._element)[:count].reshape(shape)
+        return view

@@ -29,6 +29,9 @@ SPIN_US = 20
 """How long a thread looks for its next piece of work before it sleeps: longer than the gaps between operators, and so
 short that a neighbour who wants the core loses little (docs/process-model.md)."""
 
+MOST_VALUES = 1024
+"""Arrays that a session remembers."""
+
 _RUN_ERRORS = (
     ort_errors.Fail,
     ort_errors.RuntimeException,
@@ -43,6 +46,16 @@ KV_ELEMENTS: dict[KvFormat, int] = {
     "int8": TensorProto.INT8,
 }
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+class _Outputs:
+    """Of so many rows."""
+
+    def __init__(self, logits: F32) -> None:
+        self.logits = logits
+        self.logits_value = ort.OrtValue.ortvalue_from_numpy(logits)
+        self.tokens: Int64 = np.empty(len(logits), np.int64)
+        self.tokens_value = ort.OrtValue.ortvalue_from_numpy(self.tokens)
 
 
 class BoundSession:
@@ -61,8 +74,10 @@ class BoundSession:
         self.inference = session
         self._binding = session.io_binding()
         self._bound: dict[str, Bindable] = {}
+        self._values: dict[int, tuple[NDArray[Any], ort.OrtValue]] = {}  # by an array's id, which is its own while here
         self._memory: F32 = np.empty((0, vocab), np.float32)  # of logits
-        self._logits: F32 | None = None
+        self._outputs: dict[int, _Outputs] = {}  # by rows
+        self._rows = -1  # of the outputs that are bound
         self.tokens: Int64 = np.empty(0, np.int64)  # of the bound rows, where the graph draws
 
     def bind(self, name: str, value: Bindable) -> None:
@@ -70,7 +85,7 @@ class BoundSession:
         if self.copies or self._bound.get(name) is not value:
             if isinstance(value, np.ndarray):
                 value = np.ascontiguousarray(value)
-            self._binding.bind_ortvalue_input(name, _ort_value(value))
+            self._binding.bind_ortvalue_input(name, self._ort_value(value))
             self._bound[name] = value
 
     def bind_output(self, name: str, array: NDArray[Any]) -> None:
@@ -80,13 +95,32 @@ class BoundSession:
         """The buffer for logits of `rows` rows; one that is bound already stays bound."""
         if rows > len(self._memory):
             self._memory = np.empty((rows, self._memory.shape[1]), np.float32)
-        if self._logits is None or rows != len(self._logits):
-            self._logits = self._memory[:rows]
-            self.bind_output("logits", self._logits)
+            self._outputs.clear()
+            self._rows = -1
+        outputs = self._outputs.get(rows)
+        if outputs is None:
+            outputs = self._outputs[rows] = _Outputs(self._memory[:rows])
+        if rows != self._rows:
+            self._binding.bind_ortvalue_output("logits", outputs.logits_value)
             if self._draws:
-                self.tokens = np.empty(rows, np.int64)
-                self.bind_output("tokens", self.tokens)
-        return self._logits
+                self.tokens = outputs.tokens
+                self._binding.bind_ortvalue_output("tokens", outputs.tokens_value)
+            self._rows = rows
+        return outputs.logits
+
+    def _ort_value(self, value: Bindable) -> ort.OrtValue:
+        """An array's that is used in place is made once: that takes several times as long as to bind it."""
+        if not isinstance(value, np.ndarray):
+            return value
+        if self.copies:
+            return ort.OrtValue.ortvalue_from_numpy(value)
+        kept = self._values.get(id(value))
+        if kept is None:
+            if len(self._values) >= MOST_VALUES:
+                self._values.clear()
+            kept = value, ort.OrtValue.ortvalue_from_numpy(value)
+            self._values[id(value)] = kept
+        return kept[1]
 
     def run(self) -> None:
         """Raises StepError with the words of the operator that failed."""
@@ -105,6 +139,8 @@ class BoundSession:
     def close(self) -> None:
         """Let go of the session and of all that was bound."""
         self._bound.clear()
+        self._values.clear()
+        self._outputs.clear()
         del self._binding, self.inference
 
 
@@ -131,10 +167,6 @@ def open_session(
         )
     except (OSError, *_RUN_ERRORS) as error:
         raise ModelError(f"{graph} cannot be loaded: {error}") from error
-
-
-def _ort_value(value: Bindable) -> ort.OrtValue:
-    return ort.OrtValue.ortvalue_from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
 def _specialised(graph: Path, kv_format: KvFormat, threads: int, strict: bool) -> onnx.ModelProto:
