@@ -8,6 +8,7 @@ from llmosd.system.costs import UNBOUNDED, StepWork
 STRETCH = 0.4  # of a decode step, that each prompt may lengthen it by
 MOST = 3.0  # likewise, all of them together
 UNCUT = 2.0  # likewise, a prompt that is computed in that one step
+UNCUT_S = 0.05  # or this, where it is more: who reads an answer does not notice one gap of that length
 LEAST = 8  # tokens, whatever they take: a prompt always advances
 TILE = 16  # rows that matrix kernels multiply at once, so that one more costs as much as sixteen
 
@@ -35,7 +36,7 @@ class ItlBudget:
             left_s = self._target_s - decode_s - spent_s
         else:
             left_s = decode_s * min(STRETCH * prompts, MOST) - spent_s
-            if 0 < self._model.seconds(whole, past) <= decode_s * UNCUT - spent_s:
+            if 0 < self._model.seconds(whole, past) <= max(decode_s * UNCUT, UNCUT_S) - spent_s:
                 return whole
         tokens = int(min(self._model.tokens(left_s, past), UNBOUNDED))
         return max(_whole_tiles(work.decodes + work.prefill, tokens), 0 if work.prefill else LEAST)

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from llmosd.prediction.cost_executor import CostModel, CostModelExecutor, ManualClock
-from llmosd.prediction.itl_budget import LEAST, MOST, STRETCH, TILE, UNCUT, ItlBudget
+from llmosd.prediction.itl_budget import LEAST, MOST, STRETCH, TILE, UNCUT, UNCUT_S, ItlBudget
 from llmosd.prediction.step_model import StepModel
 from llmosd.system.costs import Costs, StepWork
 from llmosd.system.kernel import Kernel, Limits
@@ -19,6 +19,7 @@ from llmosd.types import Nanoseconds, Plan, RequestSpec, Sampling
 from tests.prediction.test_step_model import Frozen
 
 MACHINE = CostModel(step=2e7, prefill=9e5, decode=4e5, context=600)
+FAST = CostModel(step=4e6, prefill=1.8e5, decode=8e4, context=120)
 LONG = 1500
 
 
@@ -30,13 +31,16 @@ class Step:
 
 
 class Run:
-    def __init__(self, costs: Costs, slots: int = 16, policy: Policy | None = None) -> None:
+    def __init__(
+        self, costs: Costs, slots: int = 16, policy: Policy | None = None, machine: CostModel = MACHINE
+    ) -> None:
+        self.machine = machine
         self.steps: list[Step] = []
         self.clock = ManualClock()
         self.kernel = Kernel(
             Limits(slots, 256, 1000, 4096, 32, 4096), Fcfs() if policy is None else policy, costs=costs
         )
-        self.executor = CostModelExecutor(MACHINE, lambda _: 10**9, self.clock)
+        self.executor = CostModelExecutor(machine, lambda _: 10**9, self.clock)
         self._random = Random(1)
 
     def submit(self, id: str, prompt: int, tokens: int, user: str = "") -> None:
@@ -50,7 +54,7 @@ class Run:
             self.kernel.commit(plan, self.executor.execute(plan), self.clock.now)
             self.kernel.check()
             decodes = Plan(0, tuple(part for part in plan.sequences if len(part.tokens) == 1 and part.sample))
-            alone = MACHINE.step_time(decodes)
+            alone = self.machine.step_time(decodes)
             self.steps.append(Step(StepWork.of(plan), self.clock.now - before, alone))
         return plan
 
@@ -169,6 +173,20 @@ def test_a_short_prompt_is_computed_in_one_step() -> None:
     run.step()
     assert run.steps[0].work.prefill == 20
     check_near_decodes(run, UNCUT)
+
+
+def test_nor_is_one_cut_whose_step_nobody_notices() -> None:
+    run = Run(Costs(prefill=(model := StepModel()), budget=ItlBudget(model)), machine=FAST)
+    alone(run)
+    run.decode()
+    run.steps.clear()
+    for id, prompt in (("short", 200), ("other", 200), ("long", LONG)):
+        run.submit(id, prompt, 50)
+    for _ in range(3):
+        run.step()
+    assert [step.work.prefill for step in run.steps[:2]] == [200, 200]
+    assert run.steps[2].took <= 1.1 * (1 + STRETCH) * run.steps[2].alone
+    assert max(step.took - step.alone for step in run.steps) <= 1.1 * 1e9 * UNCUT_S
 
 
 def test_prompts_that_find_no_slot_do_not_lengthen_steps() -> None:
