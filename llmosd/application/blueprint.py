@@ -16,7 +16,7 @@ from llmosd.prediction.formulas import amdahl, fit_amdahl
 from llmosd.prediction.itl_budget import ItlBudget
 from llmosd.prediction.lengths import MedianLength
 from llmosd.prediction.step_model import StepModel
-from llmosd.runtime import importer, scaling
+from llmosd.runtime import importer, native, scaling
 from llmosd.runtime.backend import LARGEST_PAGE, best_page_tokens
 from llmosd.runtime.device import choose_device
 from llmosd.runtime.executor import OnnxExecutor
@@ -77,7 +77,9 @@ class Blueprint:
         """
         config, file, transfer_cost = self.config, *self._swap()
         steps = StepModel()
-        costs = Costs(steps, transfer_cost, ItlBudget(steps, config.itl_target / 1e3 or None), MedianLength())
+        together = native.rows_together(config.strict) if self.backend == "native" else 1
+        budget = ItlBudget(steps, config.itl_target / 1e3 or None, together)
+        costs = Costs(steps, transfer_cost, budget, MedianLength())
         kernel = Kernel(
             self.limits,
             named(config.policy, self._rules),

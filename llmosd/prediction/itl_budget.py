@@ -23,9 +23,11 @@ class ItlBudget:
     the model expects. Chunks fill the tiles of matrix kernels, as far as they are long enough.
     """
 
-    def __init__(self, model: StepModel, target_s: float | None = None) -> None:
+    def __init__(self, model: StepModel, target_s: float | None = None, together: int = 1) -> None:
+        """`together`: so many rows cost the kernels hardly more than a few; without a target a chunk fills them."""
         self._model = model
         self._target_s = target_s
+        self._together = together
 
     def prefill_tokens(self, work: StepWork, past: int, prompts: int, whole: int) -> int:
         if not work.decodes:
@@ -38,11 +40,17 @@ class ItlBudget:
             left_s = decode_s * min(STRETCH * prompts, MOST) - spent_s
             if 0 < self._model.seconds(whole, past) <= max(decode_s * UNCUT, UNCUT_S) - spent_s:
                 return whole
-        tokens = int(min(self._model.tokens(left_s, past), UNBOUNDED))
-        return max(_whole_tiles(work.decodes + work.prefill, tokens), 0 if work.prefill else LEAST)
+        tokens, rows = int(min(self._model.tokens(left_s, past), UNBOUNDED)), work.decodes + work.prefill
+        return max(self._whole_tiles(rows, tokens), 0 if work.prefill else self._least(rows))
 
+    def _whole_tiles(self, rows: int, tokens: int) -> int:
+        """So many tokens behind these rows or, where that is most of them, as many as leave no tile half full."""
+        tile = max(TILE, self._together)
+        fewer = (rows + tokens) // tile * tile - rows
+        return fewer if 2 * fewer >= tokens else tokens
 
-def _whole_tiles(rows: int, tokens: int) -> int:
-    """So many tokens behind these rows or, where that is most of them, as many as leave no tile half full."""
-    fewer = (rows + tokens) // TILE * TILE - rows
-    return fewer if 2 * fewer >= tokens else tokens
+    def _least(self, rows: int) -> int:
+        if self._target_s:
+            return LEAST
+        fill = -rows % self._together
+        return max(LEAST, fill if fill >= LEAST else fill + self._together)

@@ -140,6 +140,15 @@ def test_chunks_fill_tiles() -> None:
     assert all((step.work.decodes + step.work.prefill) % TILE == 0 for step in run.steps[:-1])
 
 
+@pytest.mark.parametrize("decodes", [8, 28])
+def test_chunks_fill_what_kernels_multiply_together(decodes: int) -> None:
+    run = Run(Costs(prefill=(model := StepModel()), budget=ItlBudget(model, together=32)), slots=32)
+    alone(run)
+    run.decode(decodes)
+    run.first_token("long")
+    assert {step.work.decodes + step.work.prefill for step in run.steps[:-1]} == {32 if decodes == 8 else 64}
+
+
 def test_several_prompts_get_more_so_that_free_slots_are_filled() -> None:
     run = paced(StepModel())
     run.decode()

@@ -65,6 +65,11 @@ def register(options: onnxruntime.SessionOptions) -> None:
     options.register_custom_ops_library(str(found.path))
 
 
+def rows_together(strict: bool) -> int:
+    """Rows that a step's products take hardly longer for than for a few (kernels/tiles_bf16.h)."""
+    return 32 if status().isa == "amx" and not strict else 1
+
+
 def draw_ended() -> ctypes.c_int64:
     """Holds when the last draw within a graph ended, by the clock of time.perf_counter_ns."""
     found = status()
