@@ -38,8 +38,8 @@ class Packer:
     def __init__(self, page_table: array[int], columns: int, page_tokens: int) -> None:
         self._table, self._columns = page_table, columns
         self._page_tokens = page_tokens
-        self._tokens, self._rows, self._streams = _Memory("q", np.int64), _Memory("q", np.int64), _Memory("q", np.int64)
-        self._cumulative, self._past, self._pages = _Memory("i", np.intc), _Memory("i", np.intc), _Memory("i", np.intc)
+        self._tokens, self._rows, self._streams = _Memory("q"), _Memory("q"), _Memory("q")
+        self._cumulative, self._past, self._pages = _Memory("i"), _Memory("i"), _Memory("i")
 
     def pack(self, parts: tuple[SequencePlan, ...], streams: list[int]) -> Packed:
         """Arrays that the next call may overwrite. `parts` is not empty.
@@ -78,8 +78,8 @@ class Packer:
 class _Memory:
     """Of one input: it grows at need, and what has had a shape once costs nothing to bind again."""
 
-    def __init__(self, kind: str, element: type[np.signedinteger[Any]]) -> None:
-        self._kind, self._element = kind, element
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
         self.elements = array(kind, [0])
         self._views: dict[tuple[int, ...], npt.NDArray[Any]] = {}
 
@@ -99,5 +99,5 @@ class _Memory:
         if count > len(self.elements):
             self.elements = array(self._kind, [0]) * max(count, 2 * len(self.elements))
             self._views.clear()
-        view = self._views[shape] = np.frombuffer(self.elements, self._element)[:count].reshape(shape)
+        view = self._views[shape] = np.frombuffer(self.elements, f"i{self.elements.itemsize}", count).reshape(shape)
         return view

@@ -336,7 +336,7 @@ void fetch_first_keys(const AttentionCall& call, const AttentionTask& task) {
   const int64_t end = smaller<int64_t>(begin + kKeyTile, task.position + task.count);
   for (int64_t at = begin; at < end; at += call.page_tokens) {
     const T* const page = page_of<const T>(call.keys, task.pages[at / call.page_tokens], task.kv_head, call);
-    for (int64_t i = 0; i < page_elements<T>(call); i += kCacheLine / int64_t(sizeof(T))) prefetch(page + i);
+    prefetch(page, page_elements<T>(call));
   }
 }
 

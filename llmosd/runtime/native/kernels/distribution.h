@@ -14,7 +14,7 @@ struct Survey {
 constexpr int kRowAhead = 1024;  // logits to fetch ahead of use: other cores have just written them
 
 inline Survey survey_block(const float* x, int count) {
-  for (int i = 0; i < kRowBlock; i += kCacheLine / int(sizeof(float))) prefetch(x + kRowAhead + i);
+  prefetch(x + kRowAhead, kRowBlock);
   if (count == kRowBlock) {
     F lanes = load(x), finite = mul(lanes, zero());
     for (int i = kLanes; i < kRowBlock; i += kLanes) {

@@ -56,7 +56,7 @@ inline void tile(Matrix a, const T* b, int64_t b_stride, float* c, int64_t c_str
   } else {
     const int64_t pace = (uint32_t(ahead.bytes) + depth - 1) / uint32_t(depth);
     for (int k = 0; k < depth; ++k, ahead.at += pace) {
-      for (int64_t j = 0; j < pace; j += kCacheLine) prefetch(ahead.at + j);
+      prefetch(ahead.at, pace);
       step(sums, a.at + k, a.stride, b + k * b_stride);
     }
   }

@@ -52,13 +52,12 @@ void swiglu(const float* gate, const float* up, int64_t count, float* out) {
 // One stripe of products becomes what y is to hold of it. Rows of y and of what is added lie far apart, each at its own
 // place in memory.
 void finish(const float* x, int64_t rows, int columns, bool gated, const float* residual, float* y, int64_t y_stride) {
-  constexpr int kWidth = kStripeGroups * kColumns, kAheadRows = 8, kLine = kCacheLine / int(sizeof(float));
+  constexpr int kWidth = kStripeGroups * kColumns, kAheadRows = 8;
   const int width = gated ? columns / 2 : columns;
   for (int64_t r = 0; r < rows; ++r, x += kWidth, y += y_stride) {
     const float* const old = residual ? residual + r * y_stride : nullptr;
-    for (int j = 0; j < width; j += kLine) prefetch(y + kAheadRows * y_stride + j);
-    if (old)
-      for (int j = 0; j < width; j += kLine) prefetch(old + kAheadRows * y_stride + j);
+    prefetch(y + kAheadRows * y_stride, width);
+    if (old) prefetch(old + kAheadRows * y_stride, width);
     int i = 0;
     for (; i + kLanes <= width; i += kLanes) {
       const F value = gated ? silu_times(load(x + i), load(x + kGated + i)) : load(x + i);
@@ -89,8 +88,9 @@ constexpr decltype(Kernels::rounded4) rounded4 = nullptr, rounded8 = nullptr;
 #endif
 
 extern const Kernels table;
-const Kernels table = {LLMOS_NAME(LLMOS_ISA), store_tokens, rotate_queries, fetch_first_keys, attend, attend_rounded, merge,  quantise_row,
-                       linear4, linear8, round_row, rounded4, rounded8, linear32, swiglu, finish, normalise_row, survey, weigh};
+const Kernels table = {LLMOS_NAME(LLMOS_ISA), store_tokens, rotate_queries, fetch_first_keys, attend, attend_rounded, merge,
+                       quantise_row, linear4, linear8, round_row, rounded4, rounded8, linear32, swiglu, finish,
+                       normalise_row, survey, weigh};
 
 }  // namespace LLMOS_ISA
 }  // namespace llmos

@@ -34,7 +34,7 @@ template <int kBits>
 inline void prefetch_block(const WeightLanes& w, int block) {
   using P = Packed<kBits>;
   if (!w.leads) return;
-  for (int i = 0; i < P::kCodes; i += kCacheLine) prefetch(w.codes + block * P::kCodes + i);
+  prefetch(w.codes + block * P::kCodes, P::kCodes);
   prefetch(w.scales + block * P::kScales);
 }
 

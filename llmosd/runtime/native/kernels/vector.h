@@ -35,6 +35,12 @@ inline void prefetch(const void* p) {
   asm volatile("" : : "r"(p));
 }
 
+// `count` elements.
+template <class T>
+inline void prefetch(const T* first, int64_t count) {
+  for (int64_t i = 0; i < count; i += kCacheLine / int64_t(sizeof(T))) prefetch(first + i);
+}
+
 template <class T>
 inline T smaller(T a, T b) {
   return b < a ? b : a;
