@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from native_operators import Array, Geometry, Pool, run
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, InvalidGraph, RuntimeException
 
+from llmosd.errors import ModelError
 from llmosd.runtime import native
 
 Change = tuple[str, Callable[[Array], Array], str]
@@ -275,3 +276,11 @@ def test_packing_refuses_what_it_cannot_hold() -> None:
         native.pack_q4(np.full((8, 32), 16, np.uint8), ones, ones)
     with pytest.raises(ValueError, match="multiple of 32"):
         native.pack_q8(np.zeros((8, 33), np.int8), ones)
+    nibbles, bytes_ = np.zeros((8, 32), np.uint8), np.zeros((8, 32), np.int8)
+    for scale in (70.0, -70.0, np.inf, np.nan):
+        with pytest.raises(ModelError, match="magnitude"):
+            native.pack_q4(nibbles, scale * ones, 0 * ones)
+        with pytest.raises(ModelError, match="magnitude"):
+            native.pack_q8(bytes_, scale * ones)
+    with pytest.raises(ModelError, match="magnitude 1001"):
+        native.pack_q4(nibbles, ones, -1001 * ones)

@@ -36,6 +36,7 @@ X86_PROBE = "#include <immintrin.h>\n__m256i probe(__m256i x) {{ return {}(x, x,
 AMX_PROBE = """#include <immintrin.h>
 void probe() {
   asm volatile("tilezero %tmm0; tdpbsud %tmm3, %tmm2, %tmm0; tdpbf16ps %tmm3, %tmm2, %tmm0; tilerelease");
+  asm volatile("vfmadd213ph %zmm0, %zmm0, %zmm0");
 }
 """
 # What a compiler must be able to compile, beside knowing the flags, to build a set that is not for every compiler.

@@ -76,8 +76,9 @@ bool tiles_granted() {
 }
 
 [[maybe_unused]] bool amx() {
-  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kTileConfigTileData = 3u << 17;
-  return avx512vnni() && all(Leaf(7).b, bit_AVX512DQ) && all(Leaf(7).d, kBf16 | kTile | kInt8) && saved(kTileConfigTileData) && tiles_granted();
+  constexpr unsigned kBf16 = 1u << 22, kFp16 = 1u << 23, kTile = 1u << 24, kInt8 = 1u << 25, kTileConfigTileData = 3u << 17;
+  return avx512vnni() && all(Leaf(7).b, bit_AVX512DQ) && all(Leaf(7).d, kBf16 | kFp16 | kTile | kInt8) &&
+         saved(kTileConfigTileData) && tiles_granted();
 }
 #elif defined(__aarch64__)
 #if defined(__APPLE__)

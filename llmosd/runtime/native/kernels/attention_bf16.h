@@ -137,10 +137,10 @@ class RoundedAttention {
       const float* const x = call_.qkv + (task_.token + r / group_) * (call_.heads + 2 * call_.kv_heads) * size_ +
                              (task_.kv_head * group_ + r % group_) * size_;
       rotate(x, call_.cosines + position * half, call_.sines + position * half, half, call_.scale * kLog2E, query);
-      round_row(query, size_, r, work_.queries);
+      round_row(query, size_, r, work_.queries, pairs);
     }
     for (int d = 0; d < size_; ++d) query[d] = 0;
-    for (int r = rows_; r % kRoundedBlock; ++r) round_row(query, size_, r, work_.queries);
+    for (int r = rows_; r % kRoundedBlock; ++r) round_row(query, size_, r, work_.queries, pairs);
   }
 
   // 32 keys to a tile pair: element i and i + 16 of a block side by side, as in a row of queries.

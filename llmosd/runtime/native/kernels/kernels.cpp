@@ -83,13 +83,13 @@ constexpr auto rounded4 = rounded<4>, rounded8 = rounded<8>;
 #else
 constexpr auto linear4 = quantised<4>, linear8 = quantised<8>;
 constexpr decltype(Kernels::attend_rounded) attend_rounded = nullptr;
-constexpr decltype(Kernels::round_row) round_row = nullptr;
+constexpr decltype(Kernels::round_row) round_activations = nullptr;
 constexpr decltype(Kernels::rounded4) rounded4 = nullptr, rounded8 = nullptr;
 #endif
 
 extern const Kernels table;
 const Kernels table = {LLMOS_NAME(LLMOS_ISA), store_tokens, rotate_queries, fetch_first_keys, attend, attend_rounded, merge,
-                       quantise_row, linear4, linear8, round_row, rounded4, rounded8, linear32, swiglu, finish,
+                       quantise_row, linear4, linear8, round_activations, rounded4, rounded8, linear32, swiglu, finish,
                        normalise_row, survey, weigh};
 
 }  // namespace LLMOS_ISA

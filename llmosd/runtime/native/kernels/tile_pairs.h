@@ -10,10 +10,11 @@ namespace LLMOS_ISA {
 constexpr int kSide = kTileRows;  // rows, columns and pairs of a tile
 constexpr int64_t kTileElements = kSide * kSide;
 
-// 16 × 16 pairs: of the left matrix by row, of the right one by column. A pair is elements i and i + 16 of a block.
+// 16 × 16 pairs of elements of a block: of the left matrix by row, of the right one by column. Any two will do, if both
+// matrices have the same.
 using PairTile = uint32_t[kSide][kSide];
 
-inline __m512i pairs(F low, F high) {  // to nearest, ties away from zero
+inline __m512i pairs(F low, F high) {  // elements i of both; to nearest, ties away from zero
   const __m512i half = _mm512_set1_epi32(0x8000), upper = _mm512_set1_epi32(int(0xffff0000));
   const __m512i a = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(low), half), 16);
   const __m512i b = _mm512_add_epi32(_mm512_castps_si512(high), half);
@@ -21,11 +22,13 @@ inline __m512i pairs(F low, F high) {  // to nearest, ties away from zero
   return _mm512_ternarylogic_epi32(a, b, upper, kSelectOr);
 }
 
-// A row of the left matrix into its place in tiles [rows / 16, k / 32].
-inline void round_row(const float* x, int64_t k, int64_t row, uint32_t* tiles) {
+// A row of the left matrix into its place in tiles [rows / 16, k / 32]; what the right one has as pairs, `pair` makes of
+// the halves of a block.
+template <class Pair>
+inline void round_row(const float* x, int64_t k, int64_t row, uint32_t* tiles, Pair pair) {
   uint32_t* to = tiles + row / kSide * (k / kBlock) * kTileElements + row % kSide * kSide;
   for (int64_t b = 0; b < k / kBlock; ++b, x += kBlock, to += kTileElements)
-    _mm512_storeu_si512(to, pairs(load(x), load(x + kSide)));
+    _mm512_storeu_si512(to, pair(load(x), load(x + kSide)));
 }
 
 // Registers 0 to 3 hold sums, 4 and 5 the left matrix, 6 and 7 the right one.
