@@ -122,7 +122,8 @@ class QuantisedLinear {
                           call.rows};
     const auto run = bits_ == 4 ? kernels().linear4 : kernels().linear8;
     share(
-        context, call, [&](const float* row, int64_t r) { kernels().quantise_row(row, k_, all.from(r, k_)); },
+        context, call, range_count(call.rows),
+        [&](const float* row, int64_t r) { kernels().quantise_row(row, k_, all.from(r, k_)); },
         [&](int64_t r, int64_t count, int64_t begin, int64_t end, const Output& y) {
           run(call.weights, all.from(r, k_), count, begin, end, y);
         });
@@ -133,7 +134,8 @@ class QuantisedLinear {
     uint32_t* const tiles = scratch.reserve<uint32_t>(size_t(row_tiles(call.rows) * kTileRows * k_ / 2));
     const auto run = bits_ == 4 ? kernels().rounded4 : kernels().rounded8;
     share(
-        context, call, [&](const float* row, int64_t r) { kernels().round_row(row, k_, r, tiles); },
+        context, call, rounded_range_count(call.rows),
+        [&](const float* row, int64_t r) { kernels().round_row(row, k_, r, tiles); },
         [&](int64_t r, int64_t count, int64_t begin, int64_t end, const Output& y) {
           run(call.weights, tiles + r * k_ / 2, count, begin, end, y);
         });
@@ -144,6 +146,13 @@ class QuantisedLinear {
   int64_t range_count(int64_t rows) const {
     if (rows < threads_ * kRangeRows / 2) return 1;
     return (rows + threads_ * kRangeRows - 1) / (threads_ * kRangeRows) * threads_;
+  }
+
+  // Weights are unpacked anew for each range, and one tile of rows more than another worker has is much of a few: one
+  // round of ranges pays if they are even.
+  int64_t rounded_range_count(int64_t rows) const {
+    const int64_t count = range_count(rows);
+    return count == threads_ && row_tiles(rows) % threads_ ? 1 : count;
   }
 
   // Whole tiles of rows, as evenly as that can be.
@@ -157,15 +166,14 @@ class QuantisedLinear {
     }
   }
 
-  // prepare(row, r) makes row r of x, normed, what the products take; product(r, count, begin, end, y) gives those of
-  // rows [r, r + count) and column groups [begin, end).
+  // In `count` ranges: prepare(row, r) makes row r of x, normed, what the products take; product(r, rows, begin, end, y)
+  // gives those of rows [r, r + rows) and column groups [begin, end).
   template <class Prepare, class Product>
-  void share(const Context& context, const Call& call, Prepare&& prepare, Product&& product) const {
+  void share(const Context& context, const Call& call, int64_t count, Prepare&& prepare, Product&& product) const {
     static thread_local Scratch scratch;
     static thread_local RowRanges kept;
     const int64_t stripes = (groups() + kStripeGroups - 1) / kStripeGroups;
     const int64_t tasks = std::min<int64_t>(stripes, threads_ > 1 ? threads_ * kTasksPerThread : 1);
-    const int64_t count = range_count(call.rows);
     Rows* const ranges = kept.reserve(count);
     open(ranges, count, call.rows, tasks);
     const int64_t widest = (stripes + tasks - 1) / tasks * kStripeWidth;
