@@ -5,7 +5,8 @@
 
 Each engine is a child process that is stopped while another is timed. In each cell a peer's windows lie next to ours,
 its turn alternating between before and after, and each pair gives one ratio. A peer whose perplexity on the same text
-is more than 0.5 % worse than ours is listed and does not count as best.
+is more than 0.5 % worse than ours is listed and does not count as best. With `--avx2` it is a comparison for processors
+that have no more than that, on one that has (see `peers/avx2_only.py`).
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from facts import machine_facts
+from peers import avx2_only
 from peers.catalogue import Peer, ours, peers
 from peers.parent import Child, ChildFailed
 from roofline import Limits, floor, measure_limits
@@ -222,13 +224,13 @@ def widest_gap(rows: list[Row], limits: Limits, model: InstalledModel, us: Child
 
 
 @contextlib.contextmanager
-def started(us: Peer, wanted: list[Peer]) -> Iterator[list[Child]]:
+def started(us: Peer, wanted: list[Peer], environment: Mapping[str, str]) -> Iterator[list[Child]]:
     """Our child and those of all peers that load; what does not is named."""
     with contextlib.ExitStack() as stack:
-        children = [stack.enter_context(Child(us))]
+        children = [stack.enter_context(Child(us, environment))]
         for peer in wanted:
             try:
-                children.append(stack.enter_context(Child(peer)))
+                children.append(stack.enter_context(Child(peer, environment)))
             except ChildFailed as error:
                 print(f"not measured: {error}", file=sys.stderr)
         yield children
@@ -244,19 +246,22 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=16, help="of 512 tokens, for perplexity")
     parser.add_argument("--cells", default="", help="only cells whose name contains this")
     parser.add_argument("--peers", default="", help="only peers whose name contains this")
+    parser.add_argument("--avx2", action="store_true", help="all see a processor with AVX2 and nothing beyond it")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
+    environment = avx2_only.environment(options.directory) if options.avx2 else {}
     model = find(options.home, options.model)
     text = windows(model, texts(), options.windows).tolist()
     wanted = [peer for peer in peers(options.directory, options.threads) if options.peers in peer.name]
-    with started(ours(options.home, options.model, options.threads), wanted) as (us, *others):
+    with started(ours(options.home, options.model, options.threads), wanted, environment) as (us, *others):
         quality = stored_perplexities(options.directory / "perplexity.json", [us, *others], text)
         counted = {name for name, value in quality.items() if value <= quality[us.name] * (1 + BUDGET)}
-        limits = measure_limits(options.threads)
+        limits = measure_limits(options.threads, "x86-64-v3" if options.avx2 else "native")
         print(f"DRAM {limits.gb_per_s:.1f} GB/s · float32 {limits.gflop_per_s:.0f} GFLOP/s · {machine_facts()}")
         began, rows = time.monotonic(), list[Row]()
         report: dict[str, Any] = {
             "machine": asdict(machine_facts()),
+            "avx2": options.avx2,
             "limits": asdict(limits),
             "perplexity": quality,
             "counted": sorted(counted),

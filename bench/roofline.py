@@ -38,13 +38,13 @@ class Floor:
     gflop: float
 
 
-def measure_limits(threads: int) -> Limits:
-    """Compiles a small program with the system's compiler, or ziglang's, and runs it."""
+def measure_limits(threads: int, architecture: str) -> Limits:
+    """Compiles a small program for `architecture` with the system's compiler, or ziglang's, and runs it."""
     compiler = shutil.which("c++")
     command = [compiler] if compiler else [sys.executable, "-m", "ziglang", "c++"]
     with tempfile.TemporaryDirectory() as folder:
         program = f"{folder}/limits"
-        flags = ["-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-pthread"]
+        flags = ["-O3", f"-march={architecture}", "-std=c++17", "-ffp-contract=fast", "-pthread"]
         subprocess.run([*command, *flags, str(SOURCE), "-o", program], check=True)
         answer = subprocess.run([program, str(threads)], check=True, capture_output=True, text=True)
     read, compute = map(float, answer.stdout.split())

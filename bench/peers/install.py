@@ -22,6 +22,8 @@ import sys
 import tarfile
 from pathlib import Path
 
+from avx2_only import LLAMA as LLAMA_AVX2
+
 from llmosd.config import default_home
 from llmosd.runtime.installed import InstalledModel, find
 
@@ -87,6 +89,18 @@ def llama_cpp(directory: Path, python: Path) -> None:
     (packages / "llama_cpp").symlink_to(unpacked / "llama_cpp")
 
 
+def llama_cpp_for_avx2(directory: Path, python: Path) -> None:
+    """The libraries alone, in DIRECTORY/llama-avx2/bin."""
+    if (directory / LLAMA_AVX2 / "bin/libllama.so").exists():
+        return
+    unpacked = next(path for path in (directory / "source").iterdir() if path.is_dir())
+    switches = [f"-D{name}={value}" for name, value in (SWITCHES | {"GGML_NATIVE": "OFF"}).items()]
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    source = unpacked / "vendor/llama.cpp"
+    run("cmake", "-S", source, "-B", directory / LLAMA_AVX2, "-G", "Ninja", *switches, PATH=path)
+    run("ninja", "-C", directory / LLAMA_AVX2, "llama", PATH=path)
+
+
 def gguf_files(directory: Path, model: InstalledModel) -> None:
     (directory / "gguf").mkdir(exist_ok=True)
     original = directory / "gguf/q4_1.gguf"
@@ -126,11 +140,14 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--home", type=Path, default=default_home(), help="data directory with the model")
     parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--avx2", action="store_true", help="also a llama.cpp for `compare.py --avx2`")
     options = parser.parse_args()
     directory, model = options.directory.absolute(), find(options.home, options.model)
     directory.mkdir(parents=True, exist_ok=True)
     python = virtual_environment(directory / "venv", (*RUNTIME, *BINDINGS))
     llama_cpp(directory, python)
+    if options.avx2:
+        llama_cpp_for_avx2(directory, python)
     gguf_files(directory, model)
     openvino_models(directory, python)
     genai_models(directory, virtual_environment(directory / "builder", BUILDER), model)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -18,10 +20,15 @@ class ChildFailed(Exception):
 class Child:
     """A stopped process costs nothing, whatever its threads were waiting for."""
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, environment: Mapping[str, str]) -> None:
         self.name = peer.name
         self._process = subprocess.Popen(
-            peer.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            peer.command,
+            env=os.environ | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         self._read()
         self._process.send_signal(signal.SIGSTOP)
