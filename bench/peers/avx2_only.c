@@ -1,8 +1,8 @@
 // Preloaded (LD_PRELOAD): the process sees a processor with AVX2 and nothing beyond it, whatever it runs on.
 //
-// Linux on x86-64, where the processor can be told that `cpuid` is to fault (arch_prctl(2), ARCH_SET_CPUID; threads inherit
-// it, programs started from here load this library again). The handler executes it and clears what is beyond AVX2 and
-// FMA; leaves and bits as in the Intel SDM, vol. 2, CPUID.
+// Linux on x86-64, where the processor can be told that `cpuid` is to fault (arch_prctl(2), ARCH_SET_CPUID; threads
+// inherit it, programs started from here load this library again). The handler executes it and clears what lies beyond
+// AVX2 and FMA; leaves and bits as in the Intel SDM, vol. 2, CPUID.
 #define _GNU_SOURCE
 #include <signal.h>
 #include <stdint.h>
@@ -16,10 +16,10 @@ enum { kSetCpuid = 0x1012 };  // asm/prctl.h
 static void clear(uint32_t* word, const int* bits, int count) {
   for (int i = 0; i < count; ++i) *word &= ~(UINT32_C(1) << bits[i]);
 }
-#define CLEAR(word, ...)                                           \
-  do {                                                             \
-    const int bits[] = {__VA_ARGS__};                              \
-    clear(&(word), bits, (int)(sizeof bits / sizeof bits[0]));     \
+#define CLEAR(word, ...)                                       \
+  do {                                                         \
+    const int bits[] = {__VA_ARGS__};                          \
+    clear(&(word), bits, (int)(sizeof bits / sizeof bits[0])); \
   } while (0)
 
 static void answer(int number, siginfo_t* info, void* context) {
@@ -36,14 +36,15 @@ static void answer(int number, siginfo_t* info, void* context) {
   __asm__ volatile("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(leaf), "c"(subleaf));
   syscall(SYS_arch_prctl, kSetCpuid, 0);
   if (leaf == 7 && subleaf == 0) {
-    CLEAR(b, 16, 17, 21, 26, 27, 28, 30, 31);   // AVX-512 F, DQ, IFMA, PF, ER, CD, BW, VL
-    CLEAR(c, 1, 6, 11, 12, 14);                 // AVX-512 VBMI, VBMI2, VNNI, BITALG, VPOPCNTDQ
-    CLEAR(d, 2, 3, 8, 22, 23, 24, 25);          // AVX-512 4VNNIW, 4FMAPS, VP2INTERSECT; AMX bf16; AVX-512 FP16; AMX tile, int8
+    CLEAR(b, 16, 17, 21, 26, 27, 28, 30, 31);  // AVX-512 F, DQ, IFMA, PF, ER, CD, BW, VL
+    CLEAR(c, 1, 6, 11, 12, 14);                // AVX-512 VBMI, VBMI2, VNNI, BITALG, VPOPCNTDQ
+    CLEAR(d, 2, 3, 8, 23);                     // AVX-512 4VNNIW, 4FMAPS, VP2INTERSECT, FP16
+    CLEAR(d, 22, 24, 25);                      // AMX bf16, tile, int8
   } else if (leaf == 7 && subleaf == 1) {
-    CLEAR(a, 4, 5, 21, 23);                     // AVX-VNNI, AVX-512 BF16, AMX fp16, AVX-IFMA
-    CLEAR(d, 4, 5, 8, 10, 19);                  // AVX-VNNI-INT8, AVX-NE-CONVERT, AMX complex, AVX-VNNI-INT16, AVX10
+    CLEAR(a, 4, 5, 21, 23);     // AVX-VNNI, AVX-512 BF16, AMX fp16, AVX-IFMA
+    CLEAR(d, 4, 5, 8, 10, 19);  // AVX-VNNI-INT8, AVX-NE-CONVERT, AMX complex, AVX-VNNI-INT16, AVX10
   } else if (leaf == 13 && subleaf == 0) {
-    CLEAR(a, 5, 6, 7, 17, 18);                  // the operating system's part: mask and 512-bit registers, tiles
+    CLEAR(a, 5, 6, 7, 17, 18);  // the operating system's part: mask and 512-bit registers, tiles
   }
   registers[REG_RAX] = a, registers[REG_RBX] = b, registers[REG_RCX] = c, registers[REG_RDX] = d;
   registers[REG_RIP] += 2;

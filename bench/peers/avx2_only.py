@@ -18,16 +18,20 @@ def environment(directory: Path) -> dict[str, str]:
     libraries = directory.absolute() / LLAMA / "bin"
     if not libraries.exists():
         sys.exit(f"{libraries} is missing: run install.py with --avx2")
-    preloaded = directory.absolute() / "avx2_only.so"
-    subprocess.run([shutil.which("cc") or "gcc", "-O2", "-shared", "-fPIC", SOURCE, "-o", preloaded], check=True)
-    found = {"LD_PRELOAD": str(preloaded), "LLAMA_CPP_LIB_PATH": str(libraries)}
+    return {"LD_PRELOAD": str(preload(directory.absolute())), "LLAMA_CPP_LIB_PATH": str(libraries)}
+
+
+def preload(directory: Path) -> Path:
+    """The library, built in `directory` and tried. Exits where nothing can be hidden."""
+    library = directory / "avx2_only.so"
+    subprocess.run([shutil.which("cc") or "gcc", "-O2", "-shared", "-fPIC", SOURCE, "-o", library], check=True)
     seen = subprocess.run(
         [sys.executable, "-c", "from llmosd.runtime import native; print(native.status().isa)"],
-        env=os.environ | found,
+        env=os.environ | {"LD_PRELOAD": str(library)},
         capture_output=True,
         text=True,
         check=False,
     )
     if seen.stdout.strip() != "avx2":
         sys.exit(f"AVX-512 cannot be hidden here: {seen.stderr.strip() or seen.stdout.strip()}")
-    return found
+    return library
