@@ -17,7 +17,7 @@ namespace LLMOS_ISA {
 constexpr int kRoundedDepth = 9;  // blocks whose weights lie unpacked: activations pass by in the same first-level cache
 constexpr float kActivationScale = 0x1p106f;
 
-using Words = __m512i;  // 32 of 16 bits, each two lanes of 32
+using Words = __m512i;  // 32 of 16 bits; two make a lane
 
 struct alignas(kCacheLine) WordTable {
   uint16_t at[2 * kSide];
