@@ -13,14 +13,7 @@
 
 enum { kSetCpuid = 0x1012 };  // asm/prctl.h
 
-static void clear(uint32_t* word, const int* bits, int count) {
-  for (int i = 0; i < count; ++i) *word &= ~(UINT32_C(1) << bits[i]);
-}
-#define CLEAR(word, ...)                                       \
-  do {                                                         \
-    const int bits[] = {__VA_ARGS__};                          \
-    clear(&(word), bits, (int)(sizeof bits / sizeof bits[0])); \
-  } while (0)
+#define BIT(n) (UINT32_C(1) << (n))
 
 static void answer(int number, siginfo_t* info, void* context) {
   (void)number, (void)info;
@@ -36,15 +29,20 @@ static void answer(int number, siginfo_t* info, void* context) {
   __asm__ volatile("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(leaf), "c"(subleaf));
   syscall(SYS_arch_prctl, kSetCpuid, 0);
   if (leaf == 7 && subleaf == 0) {
-    CLEAR(b, 16, 17, 21, 26, 27, 28, 30, 31);  // AVX-512 F, DQ, IFMA, PF, ER, CD, BW, VL
-    CLEAR(c, 1, 6, 11, 12, 14);                // AVX-512 VBMI, VBMI2, VNNI, BITALG, VPOPCNTDQ
-    CLEAR(d, 2, 3, 8, 23);                     // AVX-512 4VNNIW, 4FMAPS, VP2INTERSECT, FP16
-    CLEAR(d, 22, 24, 25);                      // AMX bf16, tile, int8
+    // AVX-512 F, DQ, IFMA, PF, ER, CD, BW, VL
+    b &= ~(BIT(16) | BIT(17) | BIT(21) | BIT(26) | BIT(27) | BIT(28) | BIT(30) | BIT(31));
+    // AVX-512 VBMI, VBMI2, VNNI, BITALG, VPOPCNTDQ
+    c &= ~(BIT(1) | BIT(6) | BIT(11) | BIT(12) | BIT(14));
+    // AVX-512 4VNNIW, 4FMAPS, VP2INTERSECT, FP16; AMX bf16, tile, int8
+    d &= ~(BIT(2) | BIT(3) | BIT(8) | BIT(23) | BIT(22) | BIT(24) | BIT(25));
   } else if (leaf == 7 && subleaf == 1) {
-    CLEAR(a, 4, 5, 21, 23);     // AVX-VNNI, AVX-512 BF16, AMX fp16, AVX-IFMA
-    CLEAR(d, 4, 5, 8, 10, 19);  // AVX-VNNI-INT8, AVX-NE-CONVERT, AMX complex, AVX-VNNI-INT16, AVX10
+    // AVX-VNNI, AVX-512 BF16, AMX fp16, AVX-IFMA
+    a &= ~(BIT(4) | BIT(5) | BIT(21) | BIT(23));
+    // AVX-VNNI-INT8, AVX-NE-CONVERT, AMX complex, AVX-VNNI-INT16, AVX10
+    d &= ~(BIT(4) | BIT(5) | BIT(8) | BIT(10) | BIT(19));
   } else if (leaf == 13 && subleaf == 0) {
-    CLEAR(a, 5, 6, 7, 17, 18);  // the operating system's part: mask and 512-bit registers, tiles
+    // the operating system's part: mask and 512-bit registers, tiles
+    a &= ~(BIT(5) | BIT(6) | BIT(7) | BIT(17) | BIT(18));
   }
   registers[REG_RAX] = a, registers[REG_RBX] = b, registers[REG_RCX] = c, registers[REG_RDX] = d;
   registers[REG_RIP] += 2;

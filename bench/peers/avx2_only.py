@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from llmosd.runtime.native.build import compilers
 
 SOURCE = Path(__file__).with_name("avx2_only.c")
 LLAMA = "llama-avx2"
@@ -24,7 +25,8 @@ def environment(directory: Path) -> dict[str, str]:
 def preload(directory: Path) -> Path:
     """The library, built in `directory` and tried. Exits where nothing can be hidden."""
     library = directory / "avx2_only.so"
-    subprocess.run([shutil.which("cc") or "gcc", "-O2", "-shared", "-fPIC", SOURCE, "-o", library], check=True)
+    compiler = compilers()[0]
+    subprocess.run([*compiler, "-x", "c", "-O2", "-shared", "-fPIC", str(SOURCE), "-o", str(library)], check=True)
     seen = subprocess.run(
         [sys.executable, "-c", "from llmosd.runtime import native; print(native.status().isa)"],
         env=os.environ | {"LD_PRELOAD": str(library)},

@@ -39,6 +39,7 @@ SWITCHES = {
     "LLAMA_BUILD_UI": "OFF",
     "CMAKE_CXX_FLAGS": f"-include {Path(__file__).with_name('tileconfig.h').absolute()}",
 }
+LLAMA_SOURCE = "vendor/llama.cpp"
 TARGETS = ("llama", "llama-quantize", "llama-server")
 QUANTISED = ("q4_0", "q8_0", "f16")
 SAVE_OPENVINO = "import sys, openvino_genai as g; g.LLMPipeline(sys.argv[1], 'CPU', enable_save_ov_model=True)"
@@ -80,10 +81,7 @@ def llama_cpp(directory: Path, python: Path) -> None:
     with tarfile.open(archive) as packed:
         packed.extractall(source, filter="data")
     unpacked = source / archive.name.removesuffix(".tar.gz")
-    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
-    switches = [f"-D{name}={value}" for name, value in SWITCHES.items()]
-    run("cmake", "-S", unpacked / "vendor/llama.cpp", "-B", directory / "llama", "-G", "Ninja", *switches, PATH=path)
-    run("ninja", "-C", directory / "llama", *TARGETS, PATH=path)
+    build(unpacked / LLAMA_SOURCE, directory / "llama", python, SWITCHES, TARGETS)
     packages = next((python.parent.parent / "lib").glob("python3*/site-packages"))
     (unpacked / "llama_cpp/lib").symlink_to(directory / "llama/bin")
     (packages / "llama_cpp").symlink_to(unpacked / "llama_cpp")
@@ -91,14 +89,18 @@ def llama_cpp(directory: Path, python: Path) -> None:
 
 def llama_cpp_for_avx2(directory: Path, python: Path) -> None:
     """The libraries alone, in DIRECTORY/llama-avx2/bin."""
-    if (directory / LLAMA_AVX2 / "bin/libllama.so").exists():
-        return
-    unpacked = next(path for path in (directory / "source").iterdir() if path.is_dir())
-    switches = [f"-D{name}={value}" for name, value in (SWITCHES | {"GGML_NATIVE": "OFF"}).items()]
+    target = directory / LLAMA_AVX2
+    if not (target / "bin/libllama.so").exists():
+        unpacked = next(path for path in (directory / "source").iterdir() if path.is_dir())
+        build(unpacked / LLAMA_SOURCE, target, python, SWITCHES | {"GGML_NATIVE": "OFF"}, ("llama",))
+
+
+def build(source: Path, target: Path, python: Path, switches: dict[str, str], products: tuple[str, ...]) -> None:
+    """By the cmake and ninja of a virtual environment."""
     path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
-    source = unpacked / "vendor/llama.cpp"
-    run("cmake", "-S", source, "-B", directory / LLAMA_AVX2, "-G", "Ninja", *switches, PATH=path)
-    run("ninja", "-C", directory / LLAMA_AVX2, "llama", PATH=path)
+    options = [f"-D{name}={value}" for name, value in switches.items()]
+    run("cmake", "-S", source, "-B", target, "-G", "Ninja", *options, PATH=path)
+    run("ninja", "-C", target, *products, PATH=path)
 
 
 def gguf_files(directory: Path, model: InstalledModel) -> None:
