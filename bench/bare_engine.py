@@ -6,6 +6,7 @@ they took together, the process's CPU time, and what steps that decode in all sl
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import threading
@@ -81,6 +82,8 @@ def main() -> None:
     listener = Listener()
     engine = ThreadEngine(plan, listener)
     engine.start()
+    gc.collect()
+    gc.freeze()
     print(json.dumps({}), flush=True)
     ticket = 1
     for line in sys.stdin:

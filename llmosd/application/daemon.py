@@ -7,6 +7,7 @@ one stops at once; a task that fails ends the daemon with its error on record.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -29,7 +30,7 @@ from llmosd.application.broker import ensure_broker
 from llmosd.application.bus import Bus
 from llmosd.application.command_topic import CommandTopic
 from llmosd.application.commands import Commands
-from llmosd.application.engine import Batch, ThreadEngine
+from llmosd.application.engine import ThreadEngine
 from llmosd.application.eventlog import EventLog
 from llmosd.application.flow import BackPressure
 from llmosd.application.frames import FrameBuilder, Identity
@@ -42,6 +43,7 @@ from llmosd.application.http.metrics import Metrics
 from llmosd.application.instance import Record
 from llmosd.application.lag import LoopLag
 from llmosd.application.models import Models
+from llmosd.application.outbox import Outbox
 from llmosd.application.server import HttpServer, is_exposed, listen, url
 from llmosd.application.service import Phase, Service
 from llmosd.application.signals import StopSignals
@@ -135,12 +137,8 @@ class Daemon:
     async def _build(self, assembly: Assembly, store: Store) -> None:
         """All parts but the tasks that run them. Returns when the engine is ready."""
         config, record, plan = self._config, self._record, assembly.first
-        loop = asyncio.get_running_loop()
-
-        def deliver(batch: Batch) -> None:
-            loop.call_soon_threadsafe(self._service.dispatch, batch)
-
-        self._engine = ThreadEngine(assembly, deliver)
+        self._outbox = Outbox(lambda batch: self._service.dispatch(batch))
+        self._engine = ThreadEngine(assembly, self._outbox.put)
         back_pressure = BackPressure(config.stream_buffer, config.stream_timeout)
         self._service = Service(self._engine, on_accept=store.record_accepted, back_pressure=back_pressure)
         self._metrics = Metrics(config.model)
@@ -160,6 +158,8 @@ class Daemon:
         self._server = HttpServer(self._app(backing))
         offer_metrics(self._metrics, self._lag, self._bus, store, self._service)
         await asyncio.to_thread(self._engine.start)
+        gc.collect()
+        gc.freeze()  # all this stays: to look through it for garbage takes longer than a step
         log.info("%s on %s, %s: %s; %s", config.model, plan.device, plan.backend, plan.why, plan.limits)
 
     def _make_batches(self, backing: Backing, store: Store, limits: Limits) -> Batches:
@@ -260,6 +260,7 @@ class Daemon:
     async def _watch_engine(self) -> None:
         """Returns when the engine was stopped; raises what it died of, once its clients have been told."""
         await asyncio.to_thread(self._engine.join)
+        self._outbox.drain()
         if self._engine.failure:
             self._events.note("error", "engine.died", self._engine.failure)
             self._server.close()

@@ -20,6 +20,7 @@ _MEMORY = 500  # steps of the kind of a step, after which what they taught is la
 _UNSURE = 400.0  # variance of what is not known: its size squared, times so much, in units of a step's variance
 _DOUBT = 20.0  # likewise, where the machine has changed
 _PACE = 1 / 16  # of an error is taken for the machine's pace
+_SAMPLE = 4  # of the steps that only decode one in so many is learnt from, once warm
 _WARM = 16  # steps before anything counts as an outlier
 _OUTLIER = 4.0  # standard deviations that an error counts as at most
 _DEVIATION = 1.4826  # standard deviations of a normal distribution, in median absolute deviations
@@ -67,7 +68,7 @@ class StepModel:
         self._costs = list(_FIRST)  # of features in typical units, at pace 1
         self._covariance = _diagonal(_UNSURE)
         self._pace = 1.0
-        self._steps = self._drifts = 0
+        self._seen = self._steps = self._drifts = 0
         self._noise = _NOISE
         self._slow = self._fast = 0.0  # Page's sums
         self._recent = deque[float](maxlen=_RECENT)
@@ -107,7 +108,10 @@ class StepModel:
         return max(0.0, 2 * seconds / root) if root else float("inf")
 
     def observe(self, plan: Plan, result: StepResult) -> None:
-        if result.execute_ns and plan.sequences and not plan.drafts:
+        if not result.execute_ns or not plan.sequences or plan.drafts:
+            return
+        self._seen += 1
+        if self._steps < _WARM or plan.query_tokens > len(plan.sequences) or self._seen % _SAMPLE == 0:
             self.learn(StepWork.of(plan), result.execute_ns / 1e9)
 
     def learn(self, work: StepWork, took: float) -> None:

@@ -149,7 +149,7 @@ class Kernels:
         serving = self.residency.serving()
         if not serving:
             return None
-        member = self.residency.members[self._turns.next(serving)]
+        member = self.residency.members[self._turns.next(serving, self.residency.urgency)]
         plan = member.kernel.plan(now, member.admits)
         self._in_flight = (plan, now, member.kernel) if plan else None
         return plan

@@ -124,9 +124,12 @@ class Residency:
             raise InvalidRequest(f"{name} is pinned: take it out of `pinned` and start the daemon again", param="model")
         member.wanted, member.leaving = False, member.resident
 
-    def serving(self) -> list[tuple[Urgency, str]]:
+    def serving(self) -> list[str]:
         """Models that the next step can serve."""
-        return [(member.urgency, member.name) for member in self.members.values() if member.serves]
+        return [name for name, member in self.members.items() if member.serves]
+
+    def urgency(self, name: str) -> Urgency:
+        return self.members[name].urgency
 
     def wake_at(self) -> Nanoseconds | None:
         """When a model without work is to be unloaded, or at once one loaded, if nothing happens until then."""

@@ -96,7 +96,8 @@ class Scheduler:
         if admit and self.policy.preempts:
             self._displace(draft, now)
         self._plan_decodes(draft, now)
-        self._plan_prefills(draft, now, admit)
+        if len(draft.fed) < self.limits.slots:  # else there is no prompt to compute, and no slot for another
+            self._plan_prefills(draft, now, admit)
         self._tell_why(draft, now, admit)
         if self.speculation is not None and draft.left:
             self.feeding.add_guesses(draft, self.speculation)

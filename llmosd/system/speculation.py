@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 
 from llmosd.system.lookup import Lookup
 from llmosd.system.request import Sequence as Continuation
-from llmosd.types import Nanoseconds, Plan, StepResult
+from llmosd.types import Nanoseconds, Plan, SequenceId, StepResult
 
 MOST = 16  # guesses of one sequence in one step
+_LOOKS = 2  # sequences without guesses that are looked at in a step, in turn: looking takes time too
 _MARGIN = 1.2  # a guess has to bring so much more than it costs, for both are known roughly
 _KEEP = 0.95  # of what was learnt, with each step of another size than the one before it
 _FORGET = 0.995  # likewise, with each other step: a cost once found too high is tried again
@@ -77,6 +78,8 @@ class Speculation:
         self.drafted = 0
         self.accepted = 0
         self._cost = StepCost()
+        self._turn = 0
+        self._guessing = set[SequenceId]()  # those with guesses in the last step
 
     def guesses(
         self, decoding: Sequence[Continuation], room: Callable[[Continuation], int], left: int
@@ -87,15 +90,19 @@ class Speculation:
         """
         token, took, gained = _MARGIN * self._cost.token, self._cost.step(len(decoding)), float(len(decoding))
         made = [list[int]() for _ in decoding]
-        for guess, sequence in zip(made, decoding, strict=True):
+        self._turn, apart = self._turn + 1, max(1, len(decoding) // _LOOKS)
+        for place, (guess, sequence) in enumerate(zip(made, decoding, strict=True)):
             if token * gained >= took:  # not even one that is certain would pay
                 break
+            if (place + self._turn) % apart and sequence.id not in self._guessing:
+                continue
             lookup, most, chance = _lookup(sequence), min(room(sequence), left, MOST), 1.0
             count = 0
             while count < most and (chance := chance * lookup.chance(count)) * took > token * gained:
                 count, gained, took = count + 1, gained + chance, took + token
             guess += lookup.guess(count)
             left -= count
+        self._guessing = {sequence.id for guess, sequence in zip(made, decoding, strict=True) if guess}
         return made
 
     def observe(self, plan: Plan, result: StepResult) -> None:
@@ -104,7 +111,10 @@ class Speculation:
         if drafts:
             self.drafted += drafts
             self.accepted += sum(max(0, len(outcome.tokens) - 1) for outcome in result.sequences)
-        if tokens == drafts + sequences and result.execute_ns and all(part.sample for part in plan.sequences):
+        if tokens == drafts + sequences and result.execute_ns:
+            for part in plan.sequences:
+                if not part.sample:
+                    return
             self._cost.observe(sequences, tokens, result.execute_ns)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llmosd.types import NICE_MAX, Nanoseconds
 
@@ -23,24 +23,21 @@ class Turns:
         self._busy: frozenset[str] = frozenset()
         self._turn = 0
 
-    def next(self, candidates: Sequence[tuple[Urgency, str]]) -> str:
+    def next(self, candidates: Sequence[str], urgency: Callable[[str], Urgency]) -> str:
         """The model, of those that have work (at least one)."""
+        busy = frozenset(candidates)
         if len(candidates) == 1:  # nearly always
-            self._busy = frozenset((candidates[0][1],))
-            return candidates[0][1]
-        busy = frozenset(model for _, model in candidates)
+            self._busy = busy
+            return candidates[0]
         floor = min((self._served.get(model, 0) for model in busy & self._busy), default=0)
         for model in busy - self._busy:
             self._served[model] = max(floor, self._served.get(model, 0))
         self._busy = busy
-        return min(candidates, key=self._key)[1]
+        served, turns = self._served, self._turns
+        return min(candidates, key=lambda model: (urgency(model), served.get(model, 0), turns.get(model, 0)))
 
     def charge(self, model: str, time: Nanoseconds) -> None:
         """It has had a turn that took so long."""
         self._turn += 1
         self._turns[model] = self._turn
         self._served[model] = self._served.get(model, 0) + time
-
-    def _key(self, candidate: tuple[Urgency, str]) -> tuple[Urgency, Nanoseconds, int]:
-        urgency, model = candidate
-        return urgency, self._served.get(model, 0), self._turns.get(model, 0)

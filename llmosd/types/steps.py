@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmosd.record import record
 from llmosd.types.latency import Nanoseconds
@@ -94,14 +94,16 @@ class Plan:
     unloads: tuple[str, ...] = ()
     resizes: tuple[PoolSize, ...] = ()
     loads: tuple[PoolSize, ...] = ()
+    query_tokens: int = field(init=False)  # of all sequences, guesses included
+    drafts: int = field(init=False)  # of these, guesses
 
-    @property
-    def query_tokens(self) -> int:
-        return sum(len(s.tokens) for s in self.sequences)
-
-    @property
-    def drafts(self) -> int:
-        return sum(s.drafts for s in self.sequences)
+    def __post_init__(self) -> None:
+        tokens = drafts = 0
+        for part in self.sequences:
+            tokens += len(part.tokens)
+            drafts += part.drafts
+        object.__setattr__(self, "query_tokens", tokens)
+        object.__setattr__(self, "drafts", drafts)
 
 
 @record(frozen=True, slots=True)
