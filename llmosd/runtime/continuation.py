@@ -12,6 +12,8 @@ from llmosd.types import FinishReason, Sampling
 class Continuation:
     """One sequence's text, token by token; it depends on nothing but the tokens and what was asked for."""
 
+    __slots__ = ("_bytes_of", "_ends", "_left", "_text")
+
     def __init__(self, sampling: Sampling, tokenizer: Tokenizer) -> None:
         assert sampling.max_tokens is not None, "the kernel resolves max_tokens"
         self._bytes_of = tokenizer.token_bytes

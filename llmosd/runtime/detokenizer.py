@@ -13,6 +13,8 @@ class Detokenizer:
     the text that could begin a stop string is held back.
     """
 
+    __slots__ = ("_begun", "_held", "_stop")
+
     def __init__(self, stop: tuple[str, ...]) -> None:
         self._stop = stop
         self._begun = b""  # a character

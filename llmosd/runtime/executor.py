@@ -19,7 +19,6 @@ from llmosd.runtime.stream import NO_TOKEN, Stream
 from llmosd.runtime.tokenizer import Tokenizer
 from llmosd.system.executor import nothing
 from llmosd.types import (
-    FinishReason,
     Nanoseconds,
     PageCopy,
     Plan,
@@ -182,8 +181,10 @@ class OnnxExecutor:
         if token == NO_TOKEN:
             return SequenceResult(id, error=NOT_FINITE)
         sequence = self._sequences[id]
-        logprobs = sequence.stream.logprobs(token)
-        text, finish = sequence.accept(token)
+        stream = sequence.stream
+        logprobs = stream.logprobs(token)
+        stream.accept(token)
+        text, finish = sequence.continuation.accept(token)
         return SequenceResult(id, (token,), text, logprobs, finish)
 
     def _go_on(
@@ -208,16 +209,14 @@ class OnnxExecutor:
 class _Sequence:
     """What the executor keeps of one sequence between steps; preemption does not touch it."""
 
+    __slots__ = ("continuation", "stream")
+
     def __init__(self, start: SequenceStart, tokenizer: Tokenizer, vocab: int) -> None:
         self.stream = Stream(start, vocab)
-        self._continuation = Continuation(start.sampling, tokenizer)
+        self.continuation = Continuation(start.sampling, tokenizer)
         for token in start.generated:
-            self.accept(token)
-
-    def accept(self, token: int) -> tuple[str, FinishReason | None]:
-        """Move on by one token: the text that became safe with it, and whether the sequence ends here."""
-        self.stream.accept(token)
-        return self._continuation.accept(token)
+            self.stream.accept(token)
+            self.continuation.accept(token)
 
 
 def _join(first: SequenceResult, then: SequenceResult) -> SequenceResult:

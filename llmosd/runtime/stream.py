@@ -33,6 +33,8 @@ def uniform(seed: int, choice: int, position: int) -> float:
 class Seen:
     """The tokens that penalties are for, each once, and how often each was put out."""
 
+    __slots__ = ("_place", "counts", "ids")
+
     def __init__(self, prompt: Sequence[int]) -> None:
         self._place = {token: place for place, token in enumerate(dict.fromkeys(prompt))}
         self.ids = array("q", self._place)
@@ -78,6 +80,20 @@ class Parameters(ctypes.Structure):
 
 class Stream:
     """One sequence's sampling; it moves on by `accept` alone."""
+
+    __slots__ = (
+        "_parameters",
+        "_top_ids",
+        "_top_logprobs",
+        "address",
+        "choice",
+        "memoryless",
+        "penalised",
+        "position",
+        "sampling",
+        "seen",
+        "vocab",
+    )
 
     def __init__(self, start: SequenceStart, vocab: int = WHOLE_ROW) -> None:
         """The first `vocab` logits of a row are those of tokens."""
