@@ -1,4 +1,4 @@
-"""What a step takes on this machine, learnt from every step."""
+"""What a step takes on this machine, learnt from steps."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ class StepModel:
 
     An error counts as four standard deviations at most (Huber, 1964), given how unsure the expectation was. Where
     errors keep to one side (Page, 1954) the machine has changed: the pace is that of the last steps, and proportions
-    are doubted. They are projected on ≥ 0. Steps with guesses in them teach nothing. Each step costs constant time.
+    are doubted. They are projected on ≥ 0. Steps with guesses in them teach nothing, and of those that only decode, which
+    come in long rows, one in a few is enough. Each step costs constant time.
     """
 
     def __init__(self) -> None:

@@ -111,10 +111,7 @@ class Speculation:
         if drafts:
             self.drafted += drafts
             self.accepted += sum(max(0, len(outcome.tokens) - 1) for outcome in result.sequences)
-        if tokens == drafts + sequences and result.execute_ns:
-            for part in plan.sequences:
-                if not part.sample:
-                    return
+        if tokens == drafts + sequences and result.execute_ns and all(part.sample for part in plan.sequences):
             self._cost.observe(sequences, tokens, result.execute_ns)
 
 

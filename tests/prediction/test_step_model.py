@@ -181,3 +181,18 @@ def test_steps_are_taken_from_plans_and_those_with_guesses_left_out() -> None:
     assert model.fit.steps == 1
     assert StepWork.of(Plan(0, parts)) == StepWork(1, 100, 40, 40 * 80)
     assert model.step_s(StepWork.of(Plan(0, parts))) == pytest.approx(0.07)
+
+
+def test_of_steps_that_only_decode_one_in_four_is_learnt_from_once_warm() -> None:
+    model, result = StepModel(), StepResult(0, (), execute_ns=10**7)
+    decode = Plan(0, (SequencePlan(1, 1, [1], 100, True),))
+    prefill = Plan(0, (SequencePlan(1, 1, [1] * 40, 100, False),))
+    for _ in range(16):
+        model.observe(decode, result)
+    assert model.fit.steps == 16
+    for _ in range(40):
+        model.observe(decode, result)
+    assert model.fit.steps == 26
+    for _ in range(10):
+        model.observe(prefill, result)
+    assert model.fit.steps == 36

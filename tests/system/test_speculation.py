@@ -135,6 +135,15 @@ def test_an_answer_that_quotes_takes_a_fraction_of_the_time() -> None:
     assert speculation.accepted > 0.8 * speculation.drafted > 0
 
 
+def test_of_many_answers_each_has_its_turn() -> None:
+    speculation = Speculation()
+    plain, slow = run([QUOTED] * 8, MEMORY_BOUND, None)
+    guessed, fast = run([QUOTED] * 8, MEMORY_BOUND, speculation)
+    assert guessed == plain
+    assert speculation.accepted > 200
+    assert fast < 0.8 * slow
+
+
 def test_nothing_is_guessed_without_a_repetition() -> None:
     speculation = Speculation()
     assert run([[500] * 3], MEMORY_BOUND, speculation) == run([[500] * 3], MEMORY_BOUND, None)

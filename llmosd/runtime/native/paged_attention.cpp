@@ -14,7 +14,7 @@
 // page that one of them writes to in this step must be its own.
 //
 // A row's result is the same whatever rows accompany it. With the attribute `exact` set to 0 a sequence's attention may
-// instead be computed in bfloat16 where it has many query rows, unless its cache is float32.
+// instead be computed in bfloat16 where it has several query rows, unless its cache is float32.
 #include <algorithm>
 #include <vector>
 
@@ -92,7 +92,7 @@ class PagedAttention {
  private:
   static constexpr int kParallelTokens = 16;  // fewer are stored by the calling thread: a hand-over costs more
   static constexpr int kTasksPerThread = 4;   // so that an interrupted core does not hold up the rest
-  static constexpr int kRoundedRows = 32;     // fewer query rows do not pay for keys and values as bfloat16
+  static constexpr int kRoundedRows = 8;      // fewer query rows do not pay for keys and values as bfloat16
   static constexpr int kRoundedGain = 4;      // how much faster they are then, about
   static constexpr int kRoundedTasks = 6;     // per thread, for the same reason; fewer unpack a page less often
 

@@ -277,7 +277,7 @@ class RoundedAttention {
     constexpr int kPace = 8;  // rows
     const int blocks = key_blocks(begin, row);
     const bool masked = visible(row) - begin < blocks * kBlock;
-    for (int r = row; r < row + kRoundedBlock; ++r) {
+    for (int r = row; r < smaller(row + kRoundedBlock, rows_); ++r) {
       if (r % kPace == 0) beside.next();
       F total = masked ? weigh<true>(begin, r, blocks) : weigh<false>(begin, r, blocks);
       if (_mm512_cmp_ps_mask(total, broadcast(kLimit), _CMP_GT_OQ)) {
