@@ -61,8 +61,8 @@ class StepModel:
 
     An error counts as four standard deviations at most (Huber, 1964), given how unsure the expectation was. Where
     errors keep to one side (Page, 1954) the machine has changed: the pace is that of the last steps, and proportions
-    are doubted. They are projected on ≥ 0. Steps with guesses in them teach nothing, and of those that only decode, which
-    come in long rows, one in a few is enough. Each step costs constant time.
+    are doubted. They are projected on ≥ 0. Steps with guesses in them teach nothing, and of those that only decode one
+    in a few is enough, for they come in long rows. Each step costs constant time.
     """
 
     def __init__(self) -> None:

@@ -19,27 +19,26 @@ def batches(count: int) -> list[Batch]:
 
 
 async def test_from_another_thread_to_the_loop() -> None:
-    received, sent = list[Batch](), batches(5000)
-    outbox = Outbox(received.append)
+    received, sent = asyncio.Queue[Batch](), batches(5000)
+    outbox = Outbox(received.put_nowait)
     thread = threading.Thread(target=lambda: [outbox.put(batch) for batch in sent])
     thread.start()
     async with asyncio.timeout(30):
-        while len(received) < len(sent):
-            await asyncio.sleep(0.001)
+        assert [await received.get() for _ in sent] == sent
     thread.join()
-    assert received == sent
+    assert received.empty()
 
 
 async def test_a_loop_that_is_busy_loses_nothing() -> None:
     """More batches than the pipe has bytes, while the loop does not read."""
-    received, (batch,) = list[Batch](), batches(1)
-    outbox = Outbox(received.append)
+    received, (batch,) = asyncio.Queue[Batch](), batches(1)
+    outbox = Outbox(received.put_nowait)
     for _ in range(100_000):
         outbox.put(batch)
-    assert not received
+    assert received.empty()
     async with asyncio.timeout(30):
-        while len(received) < 100_000:
-            await asyncio.sleep(0.001)
+        for _ in range(100_000):
+            await received.get()
 
 
 async def test_what_is_left_at_the_end_can_be_had_at_once() -> None:
