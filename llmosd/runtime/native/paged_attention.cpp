@@ -94,7 +94,6 @@ class PagedAttention {
   static constexpr int kTasksPerThread = 4;   // so that an interrupted core does not hold up the rest
   static constexpr int kRoundedRows = 8;      // fewer query rows do not pay for keys and values as bfloat16
   static constexpr int kRoundedGain = 4;      // how much faster they are then, about
-  static constexpr int kRoundedTasks = 6;     // per thread, for the same reason; fewer unpack a page less often
 
   Inputs read(const Context& context) const;
   void read_sequences(const Context& context, const Tensor& table, int64_t pages, int64_t context_length,
@@ -226,14 +225,27 @@ bool PagedAttention::rounds(const AttentionCall& call, int count) const {
          count > 1 && count * call.group() >= kRoundedRows;
 }
 
-// Tokens of one task in bfloat16: as many as a task may have, unless there would be too few tasks then.
+// Tokens of one task in bfloat16. Each task unpacks the keys and values that it sees, which takes about as long as a
+// block of its rows: long tasks are less work in all, short ones are better shared out. Taken longest first they are done
+// after work / threads + longest · (1 − 1 / threads) at the latest (Graham, 1969), and that is to be least.
 int PagedAttention::rounded_tile(const Inputs& inputs) const {
   const AttentionCall& call = inputs.call;
-  int64_t tokens = 0;
-  for (const Sequence& s : inputs.sequences) tokens += s.rounded ? s.count : 0;
-  const int64_t rows = tokens * call.heads / (threads_ * kRoundedTasks);
-  const int64_t blocks = std::clamp<int64_t>(rows / kRoundedBlock, 1, kMaxRoundedRows / kRoundedBlock);
-  return std::max(1, int(blocks * kRoundedBlock) / call.group());
+  const auto blocks_of = [&](int tokens) { return (tokens * call.group() + kRoundedBlock - 1) / kRoundedBlock; };
+  int best = 1;
+  int64_t least = INT64_MAX;
+  for (int blocks = 1; blocks <= kMaxRoundedRows / kRoundedBlock; ++blocks) {
+    const int tile = std::max(1, blocks * kRoundedBlock / call.group());
+    int64_t work = 0, longest = 0;
+    for (const Sequence& s : inputs.sequences) {
+      if (!s.rounded) continue;
+      const int tasks = s.count / tile, rest = blocks_of(s.count % tile);
+      work += s.tiles() * call.kv_heads * (tasks * (blocks_of(tile) + 1) + rest + (rest > 0));
+      longest = std::max<int64_t>(longest, s.tiles() * (tasks ? blocks_of(tile) + 1 : rest + 1));
+    }
+    const int64_t latest = work + (threads_ - 1) * longest;
+    if (latest < least) best = tile, least = latest;
+  }
+  return best;
 }
 
 void PagedAttention::add_tiles(const Sequence& s, int head, int tile, bool store, Schedule& schedule) {
