@@ -96,8 +96,7 @@ class Scheduler:
         if admit and self.policy.preempts:
             self._displace(draft, now)
         self._plan_decodes(draft, now)
-        if len(draft.fed) < self.limits.slots:  # else there is no prompt to compute, and no slot for another
-            self._plan_prefills(draft, now, admit)
+        self._plan_prefills(draft, now, admit)
         self._tell_why(draft, now, admit)
         if self.speculation is not None and draft.left:
             self.feeding.add_guesses(draft, self.speculation)
@@ -310,11 +309,13 @@ class Scheduler:
 
         A share of it is kept for those that starve; they have that, and all that the others leave, at the end.
         """
+        if self.policy.chunk is not None:
+            draft.left = min(draft.left, self.policy.chunk)
+        if len(draft.fed) == self.limits.slots:  # there is no prompt to compute, and no slot for another
+            return
         starving = self._starving(draft, now, admit) if self.policy.share else []
         prefilling = deque(request for request in self.running if request.state is State.PREFILL)
         decoding, kept = bool(draft.sequences), 0
-        if self.policy.chunk is not None:
-            draft.left = min(draft.left, self.policy.chunk)
         if starving:
             draft.room = self._pace(draft, prefilling[0], None) if decoding else draft.left
             kept = min(ceil(self.policy.share * draft.room), sum(map(_to_compute, starving)))

@@ -207,6 +207,21 @@ def test_guesses_stay_within_page_budget_and_max_tokens() -> None:
     assert [part.drafts for part in decoding(world).sequences] == [2]
 
 
+@pytest.mark.parametrize("slots", [1, 2])
+def test_guesses_stay_within_the_policys_chunk(slots: int) -> None:
+    """Whether a slot is free beside what decodes or not."""
+    policy, clock = POLICIES["fcfs"](), ManualClock()
+    policy.chunk = 2
+    kernel = Kernel(make_limits(slots=slots, page_tokens=16), policy, Eager())
+    executor = CostModelExecutor(MEMORY_BOUND, lambda _start: 30, clock)
+    kernel.submit(RequestSpec("a", "m", [1, 2], Sampling(max_tokens=30)), clock.now)
+    drafts = list[int]()
+    while plan := kernel.plan(clock.now):
+        drafts.append(plan.drafts)
+        kernel.commit(plan, executor.execute(plan), clock.now)
+    assert max(drafts) == 2
+
+
 @pytest.mark.parametrize("tokens", [(4, 5), (5, 6, 5), (5,) * 8])
 def test_tokens_behind_a_wrong_guess_are_refused(tokens: tuple[int, ...]) -> None:
     world = World(make_limits(page_tokens=8), speculation=Eager())
