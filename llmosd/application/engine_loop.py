@@ -262,13 +262,13 @@ class Loop:
         events = self._kernel.commit(plan, result, executed)
         self._in_flight = None
         self._committed = committed = self._clock()
-        prefill, decode, context = _fed(plan.sequences)
+        decode, context = _fed(plan.sequences)
         drafts = plan.drafts
         stats = StepStats(
             step=plan.step,
             now=executed,
             sequences=len(plan.sequences),
-            prefill_tokens=prefill,
+            prefill_tokens=plan.query_tokens - drafts - decode,
             decode_tokens=decode,
             drafted=drafts,
             accepted=sum(max(0, len(outcome.tokens) - 1) for outcome in result.sequences) if drafts else 0,
@@ -357,12 +357,10 @@ def _failed(plan: Plan, message: str) -> StepResult:
     return StepResult(plan.step, tuple(SequenceResult(part.sequence, error=message) for part in plan.sequences))
 
 
-def _fed(parts: tuple[SequencePlan, ...]) -> tuple[int, int, int]:
-    """(prefill, decode, context) tokens of a step without guesses; one that is sampled from counts as decode."""
-    fed = decode = context = 0
+def _fed(parts: tuple[SequencePlan, ...]) -> tuple[int, int]:
+    """(decode, context) tokens of a step; of those fed, one that is sampled from alone or before guesses is decode."""
+    decode = context = 0
     for part in parts:
-        tokens = len(part.tokens) - part.drafts
-        fed += tokens
-        decode += part.sample and tokens == 1
+        decode += part.sample and len(part.tokens) == 1 + part.drafts
         context += part.past
-    return fed - decode, decode, context
+    return decode, context

@@ -230,7 +230,9 @@ bool PagedAttention::rounds(const AttentionCall& call, int count) const {
 // after work / threads + longest · (1 − 1 / threads) at the latest (Graham, 1969), and that is to be least.
 int PagedAttention::rounded_tile(const Inputs& inputs) const {
   const AttentionCall& call = inputs.call;
-  const auto blocks_of = [&](int tokens) { return (tokens * call.group() + kRoundedBlock - 1) / kRoundedBlock; };
+  const auto cost = [&](int tokens) {
+    return tokens ? (tokens * call.group() + kRoundedBlock - 1) / kRoundedBlock + 1 : 0;
+  };
   int best = 1;
   int64_t least = INT64_MAX;
   for (int blocks = 1; blocks <= kMaxRoundedRows / kRoundedBlock; ++blocks) {
@@ -238,9 +240,8 @@ int PagedAttention::rounded_tile(const Inputs& inputs) const {
     int64_t work = 0, longest = 0;
     for (const Sequence& s : inputs.sequences) {
       if (!s.rounded) continue;
-      const int tasks = s.count / tile, rest = blocks_of(s.count % tile);
-      work += s.tiles() * call.kv_heads * (tasks * (blocks_of(tile) + 1) + rest + (rest > 0));
-      longest = std::max<int64_t>(longest, s.tiles() * (tasks ? blocks_of(tile) + 1 : rest + 1));
+      work += s.tiles() * call.kv_heads * (s.count / tile * cost(tile) + cost(s.count % tile));
+      longest = std::max<int64_t>(longest, s.tiles() * cost(std::min(tile, s.count)));
     }
     const int64_t latest = work + (threads_ - 1) * longest;
     if (latest < least) best = tile, least = latest;
